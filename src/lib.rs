@@ -1,0 +1,4 @@
+//! Structured weight matrices.
+pub mod error;
+pub mod linalg;
+pub use error::{Error, Result};
