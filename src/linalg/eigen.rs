@@ -1,0 +1,155 @@
+//! Symmetric eigendecompositions and the symmetric square root.
+
+use super::convert::{Operand, max_abs, safe_scale, standard, transposed_mut};
+use super::svd::no_convergence;
+use super::{Threads, check_finite, check_square, gram};
+use crate::error::{Error, Result};
+use faer::Spec;
+use faer::diag::Diag;
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
+use ndarray::{Array2, ArrayRef2, s};
+
+/// An eigendecomposition `A = V diag(values) Vᵀ` of a symmetric matrix, eigenvalues descending.
+#[derive(Debug, Clone)]
+pub struct Eigh {
+    /// Eigenvalues, descending.
+    pub values: Vec<f64>,
+    /// Eigenvectors, `n x n`, one per column; the entry of largest magnitude of each is positive.
+    pub vectors: Array2<f64>,
+}
+
+/// Eigendecomposition of a symmetric `n x n` matrix, `O(n³)`; of a matrix that is not quite symmetric,
+/// that of `(A + Aᵀ) / 2`.
+///
+/// # Errors
+/// [`Error::Shape`] unless square, [`Error::NonFinite`] for NaN or infinite entries,
+/// [`Error::NoConvergence`] when the iteration fails.
+pub fn eigh(a: &ArrayRef2<f64>, threads: Threads) -> Result<Eigh> {
+    let (values, vectors) = decompose(a, true, threads)?;
+    Ok(Eigh { values, vectors: standard(&vectors.t()) })
+}
+
+/// Eigenvalues only, descending; cheaper than [`eigh`] by the vectors.
+///
+/// # Errors
+/// As [`eigh`].
+pub fn eigvalsh(a: &ArrayRef2<f64>, threads: Threads) -> Result<Vec<f64>> {
+    Ok(decompose(a, false, threads)?.0)
+}
+
+/// Values descending, and the vectors as rows (`0 x 0` unless asked for).
+fn decompose(a: &ArrayRef2<f64>, vectors: bool, threads: Threads) -> Result<(Vec<f64>, Array2<f64>)> {
+    let n = check_square("symmetric matrix", a)?;
+    check_finite("symmetric matrix", a)?;
+    if n == 0 {
+        return Ok((Vec::new(), Array2::zeros((0, 0))));
+    }
+    let scale = safe_scale(max_abs(a));
+    let symmetric = Array2::from_shape_fn((n, n), |(i, j)| {
+        if i < j { 0.0 } else { 0.5 * (a[[i, j]] * scale) + 0.5 * (a[[j, i]] * scale) }
+    });
+    let op = Operand::new(&symmetric);
+    let par = threads.par();
+    let wanted = if vectors { ComputeEigenvectors::Yes } else { ComputeEigenvectors::No };
+    let mut memory = MemBuffer::new(self_adjoint_evd_scratch::<f64>(n, wanted, par, Spec::default()));
+    let mut values = Diag::zeros(n);
+    let order = if vectors { n } else { 0 };
+    let mut vt = Array2::zeros((order, order));
+    let target = vectors.then(|| transposed_mut(&mut vt));
+    let stack = MemStack::new(&mut memory);
+    self_adjoint_evd(op.mat(), values.as_mut(), target, par, stack, Spec::default())
+        .map_err(|_| no_convergence("the symmetric eigendecomposition"))?;
+    let values: Vec<f64> = values.column_vector().iter().rev().map(|x| x / scale).collect();
+    if !values.iter().chain(&vt).all(|x| x.is_finite()) {
+        return Err(no_convergence("the symmetric eigendecomposition"));
+    }
+    // The kernel's order is ascending.
+    let mut vt = vt.slice(s![..;-1, ..]).to_owned();
+    for mut v in vt.outer_iter_mut() {
+        let largest = v.iter().fold(0.0f64, |best, &x| if x.abs() > best.abs() { x } else { best });
+        if largest < 0.0 {
+            v.mapv_inplace(|x| -x);
+        }
+    }
+    Ok((values, vt))
+}
+
+/// `V diag(weights) Vᵀ` for non-negative weights and eigenvectors as the columns of `vectors`; exactly
+/// symmetric.
+pub(super) fn recompose(vectors: &ArrayRef2<f64>, weights: &[f64]) -> Array2<f64> {
+    let mut rows = standard(&vectors.t());
+    for (mut row, w) in rows.outer_iter_mut().zip(weights) {
+        row.mapv_inplace(|x| x * w.sqrt());
+    }
+    gram(&rows, Threads::ONE)
+}
+
+/// The symmetric positive semi-definite root `S` of `C` (`S S = C`), its pseudo-inverse, and the rank:
+/// eigenvalues below `1e-12` of the largest count as zero in the pseudo-inverse. `O(n³)`.
+///
+/// # Errors
+/// Those of [`eigh`], and [`Error::NotPositiveSemiDefinite`] for an eigenvalue below `-1e-6` of the
+/// largest magnitude (smaller negative ones are rounding, and taken as zero).
+pub fn symmetric_root(c: &ArrayRef2<f64>) -> Result<(Array2<f64>, Array2<f64>, usize)> {
+    let Eigh { values, vectors } = eigh(c, Threads::ONE)?;
+    let top = values.first().copied().unwrap_or(0.0);
+    if let Some(&least) = values.last()
+        && least < -1e-6 * top.abs().max(least.abs())
+    {
+        return Err(Error::NotPositiveSemiDefinite(format!("it has the eigenvalue {least}")));
+    }
+    let kept = |x: f64| x > 0.0 && x >= 1e-12 * top;
+    let rank = values.iter().filter(|&&x| kept(x)).count();
+    let roots: Vec<f64> = values.iter().map(|x| x.max(0.0).sqrt()).collect();
+    let inverse: Vec<f64> = values.iter().map(|&x| if kept(x) { 1.0 / x.sqrt() } else { 0.0 }).collect();
+    Ok((recompose(&vectors, &roots), recompose(&vectors, &inverse), rank))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{diff, gaussian, orthogonality};
+    use super::*;
+    use ndarray::array;
+
+    #[test]
+    fn decomposes() {
+        for n in [1, 2, 5, 40, 150] {
+            let a = gaussian(n, n, n as u64);
+            let a = &a + &a.t();
+            for threads in [Threads(1), Threads(2)] {
+                let e = eigh(&a, threads).unwrap();
+                assert!(orthogonality(&e.vectors) < 1e-12);
+                assert!(e.values.windows(2).all(|w| w[0] >= w[1]));
+                let d = Array2::from_diag(&ndarray::Array1::from(e.values.clone()));
+                assert!(diff(&e.vectors.dot(&d).dot(&e.vectors.t()), &a) < 1e-11);
+                let only = eigvalsh(&a, threads).unwrap();
+                assert!(only.iter().zip(&e.values).all(|(x, y)| (x - y).abs() < 1e-11));
+            }
+        }
+        assert!(eigh(&Array2::zeros((0, 0)), Threads(1)).unwrap().values.is_empty());
+        assert_eq!(eigh(&Array2::zeros((3, 3)), Threads(1)).unwrap().values, vec![0.0; 3]);
+    }
+
+    #[test]
+    fn bad_input() {
+        assert!(matches!(eigh(&Array2::zeros((2, 3)), Threads(1)), Err(Error::Shape { .. })));
+        assert!(matches!(eigh(&array![[f64::NAN]], Threads(1)), Err(Error::NonFinite { .. })));
+        let huge = eigh(&array![[1e300, 0.0], [0.0, 2e300]], Threads(1)).unwrap();
+        assert!((huge.values[0] / 2e300 - 1.0).abs() < 1e-14);
+    }
+
+    #[test]
+    fn roots() {
+        let x = gaussian(3, 5, 1);
+        let c = gram(&x, Threads(1));
+        let (root, inverse, rank) = symmetric_root(&c).unwrap();
+        assert_eq!(rank, 3);
+        assert!(diff(&root.dot(&root), &c) < 1e-12);
+        assert!(diff(&root.dot(&inverse).dot(&root), &root) < 1e-7);
+        assert_eq!(root, root.t());
+        let (zero, zero_inverse, rank) = symmetric_root(&Array2::zeros((2, 2))).unwrap();
+        assert_eq!((max_abs(&zero), max_abs(&zero_inverse), rank), (0.0, 0.0, 0));
+        assert!(matches!(symmetric_root(&array![[-1.0]]), Err(Error::NotPositiveSemiDefinite(_))));
+    }
+}

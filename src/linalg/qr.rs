@@ -1,0 +1,125 @@
+//! The thin QR decomposition.
+
+use super::Threads;
+use super::convert::{standard, transposed_mut};
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::householder::{
+    apply_block_householder_sequence_on_the_left_in_place_scratch as apply_scratch,
+    apply_block_householder_sequence_on_the_left_in_place_with_conj as apply,
+};
+use faer::linalg::qr::no_pivoting::factor::{qr_in_place, qr_in_place_scratch, recommended_block_size};
+use faer::{Conj, Mat, MatRef, Par, Spec};
+use ndarray::{Array2, ArrayRef2};
+
+/// A thin QR decomposition `A = Q R` with a non-negative diagonal of `R`.
+#[derive(Debug, Clone)]
+pub struct Qr {
+    /// Orthonormal columns, `m x k` with `k = min(m, n)`.
+    pub q: Array2<f64>,
+    /// Upper trapezoidal, `k x n`.
+    pub r: Array2<f64>,
+}
+
+/// Thin Householder QR of an `m x n` matrix, `4 m n k` flops. `Q` has orthonormal columns even when `A`
+/// is rank-deficient. Entries must be finite: NaN goes in, NaN comes out.
+pub fn qr(a: &ArrayRef2<f64>) -> Qr {
+    let (m, n) = a.dim();
+    let k = m.min(n);
+    let mut at = standard(&a.t());
+    let qt = factor(&mut at, Threads::ONE.par());
+    let mut q = standard(&qt.t());
+    let mut r = Array2::from_shape_fn((k, n), |(i, j)| if i <= j { at[[j, i]] } else { 0.0 });
+    fix_signs(&mut q, &mut r);
+    Qr { q, r }
+}
+
+/// Makes the diagonal of `r` non-negative.
+pub(super) fn fix_signs(q: &mut Array2<f64>, r: &mut Array2<f64>) {
+    let flip: Vec<bool> = r.diag().iter().map(|&x| x < 0.0).collect();
+    for (i, _) in flip.iter().enumerate().filter(|(_, f)| **f) {
+        r.row_mut(i).mapv_inplace(|x| -x);
+    }
+    for mut row in q.outer_iter_mut() {
+        for (x, _) in row.iter_mut().zip(&flip).filter(|(_, f)| **f) {
+            *x = -*x;
+        }
+    }
+}
+
+/// Factors the matrix whose transpose is `at` (`n x m`, standard layout) in place, leaving `Rᵀ` in its
+/// lower triangle, and returns `Qᵀ` (`k x m`).
+pub(super) fn factor(at: &mut Array2<f64>, par: Par) -> Array2<f64> {
+    let (n, m) = at.dim();
+    let k = m.min(n);
+    let mut qt = Array2::zeros((k, m));
+    if k == 0 {
+        return qt;
+    }
+    let block = recommended_block_size::<f64>(m, n);
+    let mut coefficients = Mat::zeros(block, k);
+    let mut basis = transposed_mut(at);
+    let mut memory = MemBuffer::new(qr_in_place_scratch::<f64>(m, n, block, par, Spec::default()));
+    let stack = MemStack::new(&mut memory);
+    qr_in_place(basis.as_mut(), coefficients.as_mut(), par, stack, Spec::default());
+    expand(basis.as_ref(), coefficients.as_ref(), &mut qt, par);
+    qt
+}
+
+/// Writes the first columns of the product of the reflections into `qt`, transposed.
+pub(super) fn expand(
+    basis: MatRef<'_, f64>,
+    coefficients: MatRef<'_, f64>,
+    qt: &mut Array2<f64>,
+    par: Par,
+) {
+    let (k, m) = qt.dim();
+    qt.diag_mut().fill(1.0);
+    let mut memory = MemBuffer::new(apply_scratch::<f64>(m, coefficients.nrows(), k));
+    // Only the first `k` columns of the basis hold reflections.
+    let basis = basis.subcols(0, k);
+    apply(basis, coefficients, Conj::No, transposed_mut(qt), par, MemStack::new(&mut memory));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{diff, gaussian, orthogonality};
+    use super::*;
+
+    fn check(a: &Array2<f64>) {
+        let Qr { q, r } = qr(a);
+        let k = a.nrows().min(a.ncols());
+        assert_eq!((q.dim(), r.dim()), ((a.nrows(), k), (k, a.ncols())));
+        assert!(orthogonality(&q) < 1e-13, "{:?}: {}", a.dim(), orthogonality(&q));
+        assert!(diff(&q.dot(&r), a) < 1e-12, "{:?}", a.dim());
+        assert!(r.diag().iter().all(|&x| x >= 0.0));
+        assert!(r.indexed_iter().all(|((i, j), &x)| i <= j || x == 0.0));
+    }
+
+    #[test]
+    fn all_shapes() {
+        for (m, n) in [(1, 1), (5, 3), (3, 5), (1, 6), (6, 1), (70, 33), (33, 70), (0, 2), (2, 0)] {
+            check(&gaussian(m, n, 9));
+        }
+    }
+
+    #[test]
+    fn rank_deficient() {
+        check(&Array2::zeros((6, 4)));
+        let mut a = gaussian(40, 20, 2);
+        a.column_mut(0).fill(0.0);
+        a.column_mut(7).fill(0.0);
+        check(&a);
+        let copy = a.column(3).to_owned();
+        a.column_mut(4).assign(&copy);
+        check(&a);
+        check(&gaussian(20, 3, 1).dot(&gaussian(3, 12, 2)));
+        check(&Array2::eye(9));
+    }
+
+    #[test]
+    fn strided_input() {
+        check(&gaussian(9, 12, 4).slice(ndarray::s![..;-2, 1..;3]).to_owned());
+        let a = gaussian(9, 12, 4);
+        assert!(diff(&qr(&a.t()).q, &qr(&a.t().as_standard_layout().into_owned()).q) < 1e-14);
+    }
+}
