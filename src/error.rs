@@ -45,7 +45,9 @@ pub enum Error {
         expected: String,
     },
     /// No member of the family is as small as the budget asks.
-    #[error("budget too small for {structure} at {out_features} x {in_features}: {budget} given, the smallest member needs {minimum}")]
+    #[error(
+        "budget too small for {structure} at {out_features} x {in_features}: {budget} given, the smallest member needs {minimum}"
+    )]
     Budget {
         /// Name of the structure.
         structure: String,

@@ -9,6 +9,7 @@ mod complex;
 mod convert;
 mod eigen;
 mod jacobi;
+mod krylov;
 //mod leading;
 mod lstsq;
 mod pivoted;
@@ -16,7 +17,7 @@ mod product;
 mod qr;
 mod spd;
 mod svd;
-//mod truncated;
+mod truncated;
 
 use crate::error::{Error, Result};
 use ndarray::ArrayRef2;
@@ -31,7 +32,7 @@ pub use product::{gram, matmul, matmul_into, matmul_nt, matmul_tn};
 pub use qr::{Qr, qr};
 pub use spd::{Cholesky, SpdSolver, cholesky, cholesky_shifted};
 pub use svd::{Svd, singular_values, svd};
-//pub use truncated::{SvdMethod, SvdOptions, TruncatedSvd, truncated_svd};
+pub use truncated::{SvdMethod, SvdOptions, TruncatedSvd, truncated_svd};
 
 /// How many threads a call may use. `Threads(0)` and `Threads(1)` never touch the thread pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -64,7 +64,8 @@ pub fn matmul_into(
     let par = parallelism(m, n, k, threads);
     let (a, b) = (Operand::new(a), Operand::new(b));
     let accum = if beta_accumulate { Accum::Add } else { Accum::Replace };
-    let run = |dst: MatMut<'_, f64>, accum| faer::linalg::matmul::matmul(dst, accum, a.mat(), b.mat(), 1.0, par);
+    let run =
+        |dst: MatMut<'_, f64>, accum| faer::linalg::matmul::matmul(dst, accum, a.mat(), b.mat(), 1.0, par);
     if let Some(slice) = c.as_slice_mut() {
         return run(MatMut::from_row_major_slice_mut(slice, m, n), accum);
     }

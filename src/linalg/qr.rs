@@ -34,7 +34,7 @@ pub fn qr(a: &ArrayRef2<f64>) -> Qr {
 }
 
 /// Makes the diagonal of `r` non-negative.
-pub(super) fn fix_signs(q: &mut Array2<f64>, r: &mut Array2<f64>) {
+fn fix_signs(q: &mut Array2<f64>, r: &mut Array2<f64>) {
     let flip: Vec<bool> = r.diag().iter().map(|&x| x < 0.0).collect();
     for (i, _) in flip.iter().enumerate().filter(|(_, f)| **f) {
         r.row_mut(i).mapv_inplace(|x| -x);
@@ -66,12 +66,7 @@ pub(super) fn factor(at: &mut Array2<f64>, par: Par) -> Array2<f64> {
 }
 
 /// Writes the first columns of the product of the reflections into `qt`, transposed.
-pub(super) fn expand(
-    basis: MatRef<'_, f64>,
-    coefficients: MatRef<'_, f64>,
-    qt: &mut Array2<f64>,
-    par: Par,
-) {
+fn expand(basis: MatRef<'_, f64>, coefficients: MatRef<'_, f64>, qt: &mut Array2<f64>, par: Par) {
     let (k, m) = qt.dim();
     qt.diag_mut().fill(1.0);
     let mut memory = MemBuffer::new(apply_scratch::<f64>(m, coefficients.nrows(), k));

@@ -1,0 +1,227 @@
+//! A block Krylov space of `AᵀA`, fully orthogonalised, and Rayleigh-Ritz extraction from it.
+
+use super::convert::standard;
+use super::qr::factor;
+use super::svd::from_rows;
+use super::{Eigh, Svd, Threads, eigh, eigvalsh, matmul, matmul_into, matmul_nt, matmul_tn, svd};
+use crate::error::Result;
+use ndarray::{Array2, Axis, s};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+
+/// Columns of a probe for missed directions.
+const PROBE: usize = 8;
+
+/// The space. Vectors are rows, so that blocks append and stay contiguous.
+pub(super) struct Krylov<'a> {
+    a: &'a Array2<f64>,
+    rank: usize,
+    threads: Threads,
+    rng: ChaCha8Rng,
+    /// Orthonormal basis, `p x n`.
+    basis: Array2<f64>,
+    /// Its images `A v`, `q x m`, for the first `q <= p` vectors.
+    images: Array2<f64>,
+    /// Lower block triangle of the Gram matrix of the images: row block by row block.
+    gram: Vec<Array2<f64>>,
+    /// What `AᵀA` makes of the newest block, orthogonal to the basis: the next block, unnormalised.
+    next: Array2<f64>,
+}
+
+impl<'a> Krylov<'a> {
+    /// An empty space for the `m x n` matrix `a`.
+    pub fn new(a: &'a Array2<f64>, rank: usize, seed: u64, threads: Threads) -> Self {
+        let (m, n) = a.dim();
+        Self {
+            a,
+            rank,
+            threads,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            basis: Array2::zeros((0, n)),
+            images: Array2::zeros((0, m)),
+            gram: Vec::new(),
+            next: Array2::zeros((0, n)),
+        }
+    }
+
+    /// Dimension of the space.
+    pub fn len(&self) -> usize {
+        self.basis.nrows()
+    }
+
+    /// The first block: a Gaussian sketch of the rows.
+    pub fn start(&mut self, block: usize) {
+        let sketch = self.gaussian(block, self.a.nrows());
+        self.next = matmul(&sketch, self.a, self.threads);
+        self.expand(block);
+    }
+
+    /// Appends up to `block` vectors made from `next` to the basis.
+    pub fn expand(&mut self, block: usize) {
+        let (p, n) = self.basis.dim();
+        let next = std::mem::replace(&mut self.next, Array2::zeros((0, n)));
+        let width = block.min(n - p).min(next.nrows());
+        let block = self.orthonormal(standard(&next.slice(s![..width, ..])));
+        self.append(&block);
+    }
+
+    /// Appends an orthonormal block from [`Self::probe`].
+    pub fn adopt(&mut self, block: Array2<f64>) {
+        self.append(&block);
+    }
+
+    fn append(&mut self, block: &Array2<f64>) {
+        let mut basis = Vec::with_capacity(self.basis.len() + block.len());
+        basis.extend(self.basis.iter().chain(block));
+        if let Ok(grown) = Array2::from_shape_vec((self.len() + block.nrows(), self.a.ncols()), basis) {
+            self.basis = grown;
+        }
+    }
+
+    /// Applies `AᵀA` to the vectors appended last: `4 m n` flops each, and as much again per basis
+    /// vector over `m + n` for the orthogonalisation.
+    pub fn multiply(&mut self) {
+        let done = self.images.nrows();
+        let new = self.basis.slice(s![done.., ..]);
+        let images = matmul_nt(&new, self.a, self.threads);
+        let mut next = matmul(&images, self.a, self.threads);
+        let coefficients = self.project_out(&mut next);
+        let mut grown = Vec::with_capacity(self.images.len() + images.len());
+        grown.extend(self.images.iter().chain(&images));
+        if let Ok(grown) = Array2::from_shape_vec((self.len(), self.a.nrows()), grown) {
+            self.images = grown;
+        }
+        self.gram.push(coefficients);
+        self.next = next;
+    }
+
+    /// Energy of the leading `rank` Ritz values (squared singular values), and the least of them.
+    pub fn captured(&self) -> Result<(f64, f64)> {
+        let values = eigvalsh(&self.gram_matrix(), self.threads)?;
+        let kept = &values[..self.rank.min(values.len())];
+        Ok((kept.iter().sum(), kept.last().copied().unwrap_or(0.0)))
+    }
+
+    /// The best rank-`rank` approximation within reach. The plain way projects `A` on the images of the
+    /// leading Ritz vectors, half a power step better than the space itself; it resolves singular
+    /// values down to the root of the precision. The `fine` way costs an SVD of all images.
+    pub fn ritz(&self, fine: bool) -> Result<Svd> {
+        if fine {
+            let mut images = self.images.clone();
+            let q = factor(&mut images, self.threads.par());
+            let p = images.nrows();
+            let r = Array2::from_shape_fn((q.nrows(), p), |(i, j)| if i <= j { images[[j, i]] } else { 0.0 });
+            let small = svd(&r, self.threads)?.truncate(self.rank);
+            let ut = matmul_tn(&small.u, &q, self.threads);
+            return Ok(from_rows(ut, small.s, matmul(&small.vt, &self.basis, self.threads)));
+        }
+        let Eigh { vectors, .. } = eigh(&self.gram_matrix(), self.threads)?;
+        let leading = vectors.slice(s![.., ..self.rank.min(vectors.ncols())]);
+        let q = factor(&mut matmul_tn(&leading, &self.images, self.threads), self.threads.par());
+        let small = svd(&matmul(&q, self.a, self.threads), self.threads)?;
+        Ok(from_rows(matmul_tn(&small.u, &q, self.threads), small.s, small.vt))
+    }
+
+    /// Looks for what the space misses: a fresh random block, pulled twice towards the leading
+    /// directions of `A` outside of the space. Returns the largest squared gain found and the block.
+    pub fn probe(&mut self) -> (f64, Array2<f64>) {
+        let n = self.a.ncols();
+        let width = PROBE.min(n - self.len());
+        let gaussian = self.gaussian(width, n);
+        let mut block = self.orthonormal(gaussian);
+        let mut largest = 0.0;
+        for _ in 0..if width > 0 { 2 } else { 0 } {
+            let images = matmul_nt(&block, self.a, self.threads);
+            let mut pulled = matmul(&images, self.a, self.threads);
+            self.project_out(&mut pulled);
+            block = self.orthonormal(pulled);
+            let images = matmul_nt(&block, self.a, self.threads);
+            let energies = images.outer_iter().map(|w| w.dot(&w));
+            largest = energies.fold(largest, f64::max);
+        }
+        (largest, block)
+    }
+
+    /// Subtracts from the rows of `block` their part in the space; returns the coefficients.
+    fn project_out(&self, block: &mut Array2<f64>) -> Array2<f64> {
+        let mut coefficients = matmul_nt(block, &self.basis, self.threads);
+        coefficients.mapv_inplace(|x| -x);
+        matmul_into(&coefficients, &self.basis, block, true, self.threads);
+        coefficients.mapv_inplace(|x| -x);
+        coefficients
+    }
+
+    /// Orthonormal rows orthogonal to the space, spanning the rows of `block` where these are
+    /// independent of it, and random otherwise.
+    fn orthonormal(&mut self, block: Array2<f64>) -> Array2<f64> {
+        let mut block = block;
+        if block.nrows() == 0 {
+            return block;
+        }
+        for pass in 0..6 {
+            let q = factor(&mut block, self.threads.par());
+            // The diagonal of R tells how much of each unit vector the last projection left.
+            let least = block.diag().iter().fold(f64::INFINITY, |m: f64, x| m.min(x.abs()));
+            let settled = pass > 0 && least > 0.5;
+            let lost: Vec<usize> =
+                (0..q.nrows()).filter(|&i| pass > 0 && block[[i, i]].abs() < 1e-6).collect();
+            block = q;
+            if settled {
+                break;
+            }
+            for i in lost {
+                let fresh = self.gaussian(1, block.ncols());
+                let norm = fresh.iter().map(|x| x * x).sum::<f64>().sqrt();
+                block.row_mut(i).assign(&fresh.index_axis(Axis(0), 0));
+                block.row_mut(i).mapv_inplace(|x| x / norm);
+            }
+            self.project_out(&mut block);
+        }
+        block
+    }
+
+    fn gram_matrix(&self) -> Array2<f64> {
+        let p = self.images.nrows();
+        let mut g = Array2::zeros((p, p));
+        let mut row = 0;
+        for block in &self.gram {
+            let (b, width) = block.dim();
+            g.slice_mut(s![row..row + b, ..width]).assign(block);
+            g.slice_mut(s![..width, row..row + b]).assign(&block.t());
+            row += b;
+        }
+        g
+    }
+
+    fn gaussian(&mut self, rows: usize, cols: usize) -> Array2<f64> {
+        Array2::from_shape_fn((rows, cols), |_| StandardNormal.sample(&mut self.rng))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{diff, gaussian, orthogonality};
+    use super::*;
+
+    #[test]
+    fn basis_stays_orthonormal_and_gram_is_that_of_the_images() {
+        for a in [gaussian(40, 30, 1), Array2::eye(30), gaussian(40, 2, 1).dot(&gaussian(2, 30, 2))] {
+            let mut krylov = Krylov::new(&a, 3, 7, Threads(1));
+            krylov.start(7);
+            krylov.multiply();
+            while krylov.len() < 30 {
+                krylov.expand(7);
+                krylov.multiply();
+                assert!(orthogonality(&krylov.basis.t().to_owned()) < 1e-12);
+            }
+            assert!(diff(&krylov.gram_matrix(), &krylov.images.dot(&krylov.images.t())) < 1e-10);
+            let exact = svd(&a, Threads(1)).unwrap();
+            for fine in [false, true] {
+                let got = krylov.ritz(fine).unwrap();
+                assert!(got.s.iter().zip(&exact.s).all(|(x, y)| (x - y).abs() < 1e-10));
+            }
+            assert_eq!(krylov.probe().1.nrows(), 0);
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Truncated SVD: exact, or by a randomised block Krylov method with an a-posteriori error control.
+
+use super::convert::standard;
+use super::krylov::Krylov;
+use super::{Svd, Threads, check_finite, matmul_into, svd};
+use crate::error::{Error, Result};
+use ndarray::{Array2, ArrayRef2};
+
+/// How [`truncated_svd`] works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SvdMethod {
+    /// Randomised where that is cheaper, exact otherwise.
+    #[default]
+    Auto,
+    /// The full SVD, cut.
+    Exact,
+    /// Randomised whatever the size; still falls back to exact when it does not converge.
+    Randomized,
+}
+
+/// Options of [`truncated_svd`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SvdOptions {
+    /// Which method.
+    pub method: SvdMethod,
+    /// Directions tracked beyond the rank before convergence is judged (16).
+    pub oversample: usize,
+    /// Most blocks to add to the search space before falling back to the exact SVD (64).
+    pub max_iterations: usize,
+    /// Accepted excess of the error over the optimum, relative to the optimum (1e-3).
+    pub tolerance: f64,
+    /// Seed of the random start.
+    pub seed: u64,
+}
+
+impl Default for SvdOptions {
+    fn default() -> Self {
+        Self { method: SvdMethod::Auto, oversample: 16, max_iterations: 64, tolerance: 1e-3, seed: 0 }
+    }
+}
+
+/// A truncated SVD and how good it is.
+#[derive(Debug, Clone)]
+pub struct TruncatedSvd {
+    /// The leading components.
+    pub svd: Svd,
+    /// `||A - A_r||_F`, accurate also when it is tiny against `||A||_F`.
+    pub error: f64,
+    /// Blocks added to the search space; 0 when the exact SVD was all there was.
+    pub iterations: usize,
+    /// Whether the exact SVD was cut.
+    pub exact: bool,
+}
+
+/// Best rank-`rank` approximation of an `m x n` matrix (`rank` is capped at `min(m, n)`).
+///
+/// The randomised method grows a Krylov space of `AᵀA` (or `AAᵀ`, whichever is smaller) block by block,
+/// at `4 m n` flops per direction, and stops when the energy still to be gained, extrapolated from the
+/// last gains and checked with a fresh random probe, is below the tolerance. For ranks of a few percent
+/// that is several times cheaper than the exact SVD.
+///
+/// # Errors
+/// [`Error::NonFinite`] for NaN or infinite entries, [`Error::Parameter`] for a tolerance that is not a
+/// positive number.
+pub fn truncated_svd(
+    a: &ArrayRef2<f64>,
+    rank: usize,
+    options: &SvdOptions,
+    threads: Threads,
+) -> Result<TruncatedSvd> {
+    check_finite("matrix", a)?;
+    if options.tolerance.is_nan() || options.tolerance <= 0.0 {
+        return Err(Error::parameter("tolerance", options.tolerance, "a positive number"));
+    }
+    let (m, n) = a.dim();
+    let rank = rank.min(m).min(n);
+    let energy: f64 = a.iter().map(|x| x * x).sum();
+    let randomized = match options.method {
+        SvdMethod::Exact => false,
+        SvdMethod::Auto => pays(m.min(n), rank),
+        SvdMethod::Randomized => true,
+    };
+    // Energies outside this range over- or underflow; the exact SVD scales.
+    if randomized && rank > 0 && rank < m.min(n) && (1e-200..1e200).contains(&energy) {
+        let found = if n <= m {
+            search(&standard(a), rank, energy, options, threads)?
+        } else {
+            let found = search(&standard(&a.t()), rank, energy, options, threads)?;
+            found.map(|t| TruncatedSvd { svd: t.svd.transpose(), ..t })
+        };
+        if let Some(found) = found {
+            return Ok(found);
+        }
+    }
+    let full = svd(a, threads)?;
+    let top = full.s.first().copied().unwrap_or(0.0);
+    // Scaled, so that squares of tiny or huge values are representable.
+    let tail: f64 =
+        full.s[rank..].iter().rev().map(|x| if top > 0.0 { (x / top).powi(2) } else { 0.0 }).sum();
+    Ok(TruncatedSvd { svd: full.truncate(rank), error: top * tail.sqrt(), iterations: 0, exact: true })
+}
+
+/// Whether the randomised method beats the exact SVD for the smaller dimension `k`: measured, not
+/// derived. A rank above a quarter needs a search space too close to everything.
+fn pays(k: usize, rank: usize) -> bool {
+    k >= 192 && 4 * rank <= k
+}
+
+/// The randomised method for `m >= n`; `None` when it does not converge within the budget.
+fn search(
+    a: &Array2<f64>,
+    rank: usize,
+    energy: f64,
+    options: &SvdOptions,
+    threads: Threads,
+) -> Result<Option<TruncatedSvd>> {
+    let n = a.ncols();
+    let goal = rank + options.oversample.max(2);
+    let block = goal.div_ceil(3).clamp(8, 128).min(n);
+    // Beyond this the small problems cost as much as the exact SVD of the whole.
+    let limit = if options.method == SvdMethod::Randomized { n } else { n * 5 / 8 };
+    let mut krylov = Krylov::new(a, rank, options.seed, threads);
+    let mut judge = Judge::default();
+    krylov.start(block);
+    for iteration in 1..=options.max_iterations {
+        krylov.multiply();
+        if krylov.len() >= goal.min(n) {
+            let (captured, least) = krylov.captured()?;
+            let mut left = energy - captured;
+            // Subtraction of nearly equal energies loses the digits: measure the residual instead.
+            let fine = left <= 1e-9 * energy;
+            if fine {
+                let error = residual(a, &krylov.ritz(true)?, threads);
+                left = error * error;
+                if left <= 1e-26 * energy {
+                    return Ok(Some(finish(krylov.ritz(true)?, error, iteration)));
+                }
+            }
+            if krylov.len() == n || judge.converged(left, fine, options.tolerance) {
+                // The extrapolation cannot see a direction that the start happened to miss, such as
+                // further copies of a multiple singular value.
+                let (missed, probe) = krylov.probe();
+                if missed - least <= options.tolerance * left {
+                    let svd = krylov.ritz(fine)?;
+                    let left = energy - svd.s.iter().map(|x| x * x).sum::<f64>();
+                    let error = if left > 1e-6 * energy { left.sqrt() } else { residual(a, &svd, threads) };
+                    return Ok(Some(finish(svd, error, iteration)));
+                }
+                krylov.adopt(probe);
+                judge = Judge::default();
+                continue;
+            }
+        }
+        if krylov.len() >= limit {
+            return Ok(None);
+        }
+        krylov.expand(block);
+    }
+    Ok(None)
+}
+
+/// Extrapolates what further blocks would gain.
+#[derive(Debug, Default)]
+struct Judge {
+    fine: bool,
+    left: Vec<f64>,
+}
+
+impl Judge {
+    /// Whether the squared error `left` is within the tolerance of its limit: the gains shrink about
+    /// geometrically, so that what is still to come is the last gain times `ratio / (1 - ratio)`.
+    fn converged(&mut self, left: f64, fine: bool, tolerance: f64) -> bool {
+        if fine != self.fine {
+            // Energies measured in two ways do not compare.
+            *self = Self { fine, left: Vec::new() };
+        }
+        self.left.push(left);
+        let &[.., first, second, third] = self.left.as_slice() else { return false };
+        let (before, last) = ((first - second).max(0.0), (second - third).max(0.0));
+        let ratio = if before > 0.0 { (last / before).clamp(0.1, 0.95) } else { 0.95 };
+        // The error exceeds the optimum by half the relative excess of its square; the rest is margin.
+        last * ratio / (1.0 - ratio) <= 0.5 * tolerance * left
+    }
+}
+
+fn finish(svd: Svd, error: f64, iterations: usize) -> TruncatedSvd {
+    TruncatedSvd { svd, error, iterations, exact: false }
+}
+
+/// `||A - U S Vᵀ||_F`, computed entry by entry.
+fn residual(a: &Array2<f64>, svd: &Svd, threads: Threads) -> f64 {
+    let mut difference = a.clone();
+    let mut us = svd.u.clone();
+    for (k, sigma) in svd.s.iter().enumerate() {
+        us.column_mut(k).mapv_inplace(|x| -x * sigma);
+    }
+    matmul_into(&us, &svd.vt, &mut difference, true, threads);
+    difference.iter().map(|x| x * x).sum::<f64>().sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{diff, gaussian, norm, orthogonality, with_spectrum};
+    use super::*;
+
+    fn check(a: &Array2<f64>, rank: usize) {
+        let optimum = svd(a, Threads(1)).unwrap().tail_energy(rank).sqrt();
+        for method in [SvdMethod::Auto, SvdMethod::Exact, SvdMethod::Randomized] {
+            for seed in 0..3 {
+                let options = SvdOptions { method, seed, ..SvdOptions::default() };
+                let t = truncated_svd(a, rank, &options, Threads(1)).unwrap();
+                let actual = norm(&(a - &t.svd.reconstruct(Threads(1))));
+                let floor = 1e-13 * norm(a);
+                assert!(actual <= 1.001 * optimum + floor, "{method:?} {actual} {optimum} {}", t.iterations);
+                assert!((actual - t.error).abs() <= 1e-6 * actual + floor, "{actual} {}", t.error);
+                assert_eq!(t.svd.rank(), rank);
+                assert!(orthogonality(&t.svd.u) < 1e-10);
+                assert!(orthogonality(&t.svd.vt.t().to_owned()) < 1e-10);
+                assert!(t.svd.s.windows(2).all(|w| w[0] >= w[1]));
+            }
+        }
+    }
+
+    fn power_law(exponent: f64) -> Vec<f64> {
+        (1..=200).map(|k| f64::from(k).powf(exponent)).collect()
+    }
+
+    #[test]
+    fn slow_decay() {
+        for rank in [1, 5, 20, 50] {
+            check(&gaussian(300, 200, 1), rank);
+            check(&gaussian(200, 300, 2), rank);
+        }
+    }
+
+    #[test]
+    fn power_laws() {
+        for exponent in [-0.5, -1.0, -3.0] {
+            for rank in [1, 10, 40] {
+                check(&with_spectrum(300, 200, &power_law(exponent), 3), rank);
+            }
+        }
+    }
+
+    #[test]
+    fn low_rank_and_noise() {
+        let low = with_spectrum(300, 210, &[4.0; 20], 4);
+        check(&low, 20);
+        check(&low, 30);
+        check(&low, 10);
+        for noise in [1e-2, 1e-6, 1e-9] {
+            check(&(&low + &gaussian(300, 210, 5).mapv(|x| x * noise)), 20);
+            check(&(&low + &gaussian(300, 210, 5).mapv(|x| x * noise)), 30);
+        }
+    }
+
+    #[test]
+    fn clusters_wider_than_the_block() {
+        let mut s = vec![10.0; 60];
+        s.extend([1.0; 100]);
+        check(&with_spectrum(300, 200, &s, 6), 50);
+        check(&with_spectrum(300, 200, &s, 6), 70);
+        check(&Array2::eye(200), 20);
+    }
+
+    #[test]
+    fn edges() {
+        let zero = truncated_svd(&Array2::zeros((5, 4)), 2, &SvdOptions::default(), Threads(1)).unwrap();
+        assert_eq!((zero.svd.s, zero.error), (vec![0.0; 2], 0.0));
+        let a = gaussian(5, 4, 1);
+        let none = truncated_svd(&a, 0, &SvdOptions::default(), Threads(1)).unwrap();
+        assert!((none.error - norm(&a)).abs() < 1e-13);
+        let all = truncated_svd(&a, 9, &SvdOptions::default(), Threads(1)).unwrap();
+        assert!(diff(&all.svd.reconstruct(Threads(1)), &a) < 1e-13 && all.error == 0.0);
+        let tiny = truncated_svd(&a.mapv(|x| x * 1e-200), 2, &SvdOptions::default(), Threads(1)).unwrap();
+        let plain = truncated_svd(&a, 2, &SvdOptions::default(), Threads(1)).unwrap();
+        assert!((tiny.error / 1e-200 / plain.error - 1.0).abs() < 1e-10);
+        assert_eq!(
+            truncated_svd(&Array2::zeros((0, 4)), 2, &SvdOptions::default(), Threads(1)).unwrap().error,
+            0.0
+        );
+        let bad = SvdOptions { tolerance: f64::NAN, ..SvdOptions::default() };
+        assert!(truncated_svd(&a, 2, &bad, Threads(1)).is_err());
+    }
+
+    #[test]
+    fn seeded_runs_repeat() {
+        let a = gaussian(300, 200, 9);
+        let run = |threads| truncated_svd(&a, 10, &SvdOptions::default(), threads).unwrap();
+        let (x, y) = (run(Threads(1)), run(Threads(1)));
+        assert!(!x.exact);
+        assert_eq!(x.svd.u, y.svd.u);
+        assert!((run(Threads(2)).error / x.error - 1.0).abs() < 1e-3);
+    }
+}
