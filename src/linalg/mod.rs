@@ -17,6 +17,7 @@ mod product;
 mod qr;
 mod spd;
 mod svd;
+mod tridiagonal;
 mod truncated;
 
 use crate::error::{Error, Result};

@@ -101,9 +101,9 @@ pub fn truncated_svd(
 }
 
 /// Whether the randomised method beats the exact SVD for the smaller dimension `k`: measured, not
-/// derived. A rank above a quarter needs a search space too close to everything.
+/// derived. A rank above an eighth needs a search space too close to everything.
 fn pays(k: usize, rank: usize) -> bool {
-    k >= 192 && 4 * rank <= k
+    k >= 192 && 8 * rank <= k
 }
 
 /// The randomised method for `m >= n`; `None` when it does not converge within the budget.
@@ -177,7 +177,9 @@ impl Judge {
         self.left.push(left);
         let &[.., first, second, third] = self.left.as_slice() else { return false };
         let (before, last) = ((first - second).max(0.0), (second - third).max(0.0));
-        let ratio = if before > 0.0 { (last / before).clamp(0.1, 0.95) } else { 0.95 };
+        // Early gains may come from a few outlying directions and shrink faster than the rest will:
+        // never count on less than the last gain again.
+        let ratio = if before > 0.0 { (last / before).clamp(0.5, 0.95) } else { 0.95 };
         // The error exceeds the optimum by half the relative excess of its square; the rest is margin.
         last * ratio / (1.0 - ratio) <= 0.5 * tolerance * left
     }
