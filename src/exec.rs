@@ -1,0 +1,209 @@
+//! How a product runs: scratch memory owned by the caller, number of threads, instruction set.
+//!
+//! Every size threshold of the crate lives here, by name.
+
+use crate::kernels::{AlignedVec, Level, Rows, RowsMut};
+use crate::scalar::Scalar;
+
+/// Multiply-adds below which a product is not split between threads: handing work to a sleeping worker of a
+/// pool was measured at 17 us, in which one core does about 300 thousand of them from cache.
+pub const MIN_WORK_PER_THREAD: usize = 1 << 18;
+
+/// Scratch rows start at multiples of this many entries (64 bytes of `f32`), so that vector loads are aligned.
+pub const SCRATCH_ALIGN: usize = 16;
+
+/// Whether a product may use more than one thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Parallelism {
+    /// The calling thread only; the thread pool is never touched.
+    #[default]
+    Seq,
+    /// Up to this many tasks on the current rayon pool (the caller's, when called inside `pool.install`).
+    /// `0` counts as the number of threads of that pool.
+    Threads(usize),
+}
+
+impl Parallelism {
+    /// Number of tasks that work may be split into, at least 1.
+    pub fn tasks(self) -> usize {
+        match self {
+            Parallelism::Seq => 1,
+            Parallelism::Threads(0) => rayon::current_num_threads().max(1),
+            Parallelism::Threads(n) => n,
+        }
+    }
+}
+
+/// The copyable part of [`Exec`]: threads and instruction set.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy {
+    /// Threads.
+    pub parallelism: Parallelism,
+    /// Instruction set.
+    pub level: Level,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { parallelism: Parallelism::Seq, level: Level::detected() }
+    }
+}
+
+impl Policy {
+    /// Number of tasks for `work` multiply-adds.
+    pub(crate) fn tasks(&self, work: usize) -> usize {
+        match self.parallelism {
+            Parallelism::Seq => 1,
+            _ if work < 2 * MIN_WORK_PER_THREAD => 1,
+            threads => threads.tasks().min(work / MIN_WORK_PER_THREAD),
+        }
+    }
+}
+
+/// Scratch memory and policy of a caller; keep one per thread of yours and reuse it.
+///
+/// The scratch grows to what the largest product asked for and stays: after the first call of a shape, no
+/// call allocates.
+///
+/// ```
+/// use structmat::prelude::*;
+/// let mut exec = Exec::<f32>::new();             // one thread
+/// let mut two = Exec::<f32>::threads(2);         // up to two tasks on the rayon pool in use
+/// # let _ = (&mut exec, &mut two);
+/// ```
+#[derive(Debug, Default)]
+pub struct Exec<T: Scalar> {
+    scratch: AlignedVec<T>,
+    policy: Policy,
+}
+
+impl<T: Scalar> Exec<T> {
+    /// One thread, the best instruction set of the machine.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Up to `n` tasks on the current rayon pool; 0 for as many as it has threads.
+    pub fn threads(n: usize) -> Self {
+        Self::new().with_parallelism(Parallelism::Threads(n))
+    }
+
+    /// The same scratch with another parallel policy.
+    pub fn with_parallelism(mut self, parallelism: Parallelism) -> Self {
+        self.policy.parallelism = parallelism;
+        self
+    }
+
+    /// The same scratch with another instruction set. A level that the machine lacks runs the portable code.
+    pub fn with_level(mut self, level: Level) -> Self {
+        self.policy.level = level;
+        self
+    }
+
+    /// Threads and instruction set.
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// A workspace of at least `len` entries; allocates when the scratch is smaller than that.
+    pub(crate) fn workspace(&mut self, len: usize) -> Workspace<'_, T> {
+        if self.scratch.len() < len {
+            self.scratch = AlignedVec::zeroed(len);
+        }
+        Workspace { scratch: &mut self.scratch, policy: self.policy }
+    }
+}
+
+/// Scratch handed down through a product, and the policy.
+#[derive(Debug)]
+pub struct Workspace<'a, T> {
+    scratch: &'a mut [T],
+    /// Threads and instruction set.
+    pub policy: Policy,
+}
+
+impl<'a, T: Scalar> Workspace<'a, T> {
+    /// A workspace over a slice.
+    pub fn new(scratch: &'a mut [T], policy: Policy) -> Self {
+        Self { scratch, policy }
+    }
+
+    /// Entries that [`matrix`](Self::matrix) takes for a `rows x cols` panel.
+    pub fn matrix_len(rows: usize, cols: usize) -> usize {
+        rows.saturating_mul(cols.checked_next_multiple_of(SCRATCH_ALIGN).unwrap_or(usize::MAX))
+    }
+
+    /// Entries that [`slice`](Self::slice) takes for `len`.
+    pub fn slice_len(len: usize) -> usize {
+        Self::matrix_len(1, len)
+    }
+
+    /// Takes an aligned `rows x cols` panel (contents unspecified), leaving the rest of the scratch.
+    ///
+    /// Panics when the scratch is shorter than `scratch_len` promised.
+    pub fn matrix(self, rows: usize, cols: usize) -> (RowsMut<'a, T>, Workspace<'a, T>) {
+        let (data, rest) = self.scratch.split_at_mut(Self::matrix_len(rows, cols));
+        let stride = cols.next_multiple_of(SCRATCH_ALIGN);
+        (RowsMut::new(data, rows, cols, stride), Workspace { scratch: rest, policy: self.policy })
+    }
+
+    /// Takes an aligned slice (contents unspecified), leaving the rest of the scratch.
+    pub fn slice(self, len: usize) -> (&'a mut [T], Workspace<'a, T>) {
+        let (data, rest) = self.scratch.split_at_mut(Self::slice_len(len));
+        (&mut data[..len], Workspace { scratch: rest, policy: self.policy })
+    }
+
+    /// The same workspace for a shorter time.
+    pub fn reborrow(&mut self) -> Workspace<'_, T> {
+        Workspace { scratch: self.scratch, policy: self.policy }
+    }
+}
+
+/// Splits `0..len` into at most `tasks` ranges whose inner ends are multiples of `align`, and runs `work` on each
+/// with its exclusive columns of `y`; recursive `rayon::join`, nothing when one task suffices.
+pub(crate) fn split_columns<T: Scalar>(
+    y: RowsMut<'_, T>,
+    offset: usize,
+    tasks: usize,
+    align: usize,
+    work: &(impl Fn(usize, RowsMut<'_, T>) + Sync),
+) {
+    let cols = y.cols();
+    let at = (cols / 2).next_multiple_of(align);
+    if tasks < 2 || at >= cols {
+        return work(offset, y);
+    }
+    let (left, right) = y.split_columns(at);
+    let half = tasks / 2;
+    rayon::join(
+        || split_columns(left, offset, tasks - half, align, work),
+        || split_columns(right, offset + at, half, align, work),
+    );
+}
+
+/// The same for the rows (batch) of `y`, with the matching rows of `x`.
+pub(crate) fn split_batch<T: Scalar>(
+    x: Rows<'_, T>,
+    y: RowsMut<'_, T>,
+    scratch: &mut [T],
+    scratch_per_row: usize,
+    tasks: usize,
+    work: &(impl Fn(Rows<'_, T>, RowsMut<'_, T>, &mut [T]) + Sync),
+) {
+    let rows = y.rows();
+    if tasks < 2 || rows < 2 {
+        return work(x, y, scratch);
+    }
+    let half = tasks / 2;
+    // Even counts keep pairs of rows together for transforms that take two real rows at once.
+    let at = (rows / 2).next_multiple_of(2).min(rows);
+    if at == rows {
+        return work(x, y, scratch);
+    }
+    let (top, bottom) = y.split_batch(at);
+    let (scratch_top, scratch_bottom) = scratch.split_at_mut(at * scratch_per_row);
+    rayon::join(
+        || split_batch(x.batch(0..at), top, scratch_top, scratch_per_row, tasks - half, work),
+        || split_batch(x.batch(at..rows), bottom, scratch_bottom, scratch_per_row, half, work),
+    );
+}

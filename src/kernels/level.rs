@@ -1,0 +1,139 @@
+//! Instruction-set levels: detection, override, and the one place that enters compiled-for-a-level code.
+
+use super::simd::Simd;
+use crate::error::{Error, Result};
+use std::sync::OnceLock;
+
+/// An instruction set that the kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Level {
+    /// Plain Rust, on every machine.
+    Portable,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+impl Level {
+    /// Every level, least capable first.
+    pub const ALL: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
+
+    /// Whether this machine can run it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Level::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => {
+                Level::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// The levels that this machine can run, least capable first.
+    pub fn available() -> impl Iterator<Item = Level> {
+        Self::ALL.into_iter().filter(|level| level.is_available())
+    }
+
+    /// The level used by default: the best that the machine has, or the one that the environment variable
+    /// `STRUCTMAT_SIMD` (`portable`, `avx2`, `avx512`) names, where the machine has it. Read once.
+    pub fn detected() -> Level {
+        static DETECTED: OnceLock<Level> = OnceLock::new();
+        *DETECTED.get_or_init(|| {
+            std::env::var("STRUCTMAT_SIMD")
+                .ok()
+                .and_then(|name| name.parse::<Level>().ok())
+                .filter(|level| level.is_available())
+                .or_else(|| Self::available().last())
+                .unwrap_or(Level::Portable)
+        })
+    }
+
+    /// The name used by `STRUCTMAT_SIMD`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Portable => "portable",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+        }
+    }
+}
+
+impl std::fmt::Display for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Level {
+    type Err = Error;
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|level| level.name() == name).ok_or_else(|| Error::Unknown {
+            kind: "instruction set level",
+            name: name.to_owned(),
+            expected: "portable, avx2 or avx512".to_owned(),
+        })
+    }
+}
+
+/// Work written once for every level. `run` must be `#[inline(always)]`, so that it is compiled inside the
+/// function that enables the level's instructions.
+#[doc(hidden)]
+pub trait Kernel<T> {
+    /// What it returns.
+    type Output;
+    /// Does the work with the vectors of `S`.
+    fn run<S: Simd<T>>(self, simd: S) -> Self::Output;
+}
+
+/// Runs `kernel` at `level`, or at the portable level where the machine lacks it.
+#[inline]
+pub(crate) fn run<T, K: Kernel<T>>(level: Level, kernel: K) -> K::Output
+where
+    super::simd::Portable: Simd<T>,
+    super::simd::Avx2: Simd<T>,
+    super::simd::Avx512: Simd<T>,
+{
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 if level.is_available() => {
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+            unsafe fn enter<T, K: Kernel<T>>(kernel: K) -> K::Output
+            where
+                super::simd::Avx512: Simd<T>,
+            {
+                // SAFETY: the caller has checked the features of the level.
+                kernel.run(unsafe { super::simd::Avx512::new_unchecked() })
+            }
+            // SAFETY: availability is checked by the match guard.
+            unsafe { enter(kernel) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 if level.is_available() => {
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn enter<T, K: Kernel<T>>(kernel: K) -> K::Output
+            where
+                super::simd::Avx2: Simd<T>,
+            {
+                // SAFETY: the caller has checked the features of the level.
+                kernel.run(unsafe { super::simd::Avx2::new_unchecked() })
+            }
+            // SAFETY: availability is checked by the match guard.
+            unsafe { enter(kernel) }
+        }
+        _ => kernel.run(super::simd::Portable),
+    }
+}

@@ -1,0 +1,27 @@
+//! What runs: the only place with `unsafe` code.
+//!
+//! Algorithms are written once over [`simd::Simd`] (vectors of a level) and [`source::Source`] (decoding of a storage);
+//! [`level`] enters the code compiled for a level. Public functions here are safe and check their arguments.
+
+mod aligned;
+mod fft;
+mod file_map;
+mod gemm;
+mod level;
+mod micro;
+pub(crate) mod simd;
+mod small;
+pub(crate) mod source;
+mod view;
+
+pub use aligned::AlignedVec;
+pub use level::{Kernel, Level};
+pub use view::{Rows, RowsMut};
+
+pub(crate) use fft::RealFft;
+#[doc(hidden)]
+pub use fft::{Spectrum, SpectrumCache};
+pub(crate) use file_map::map_file;
+pub(crate) use gemm::{PanelMap, multiply, scale};
+pub(crate) use level::run;
+pub(crate) use source::Source;

@@ -1,0 +1,179 @@
+//! AVX2 with FMA and F16C.
+
+use super::Simd;
+use half::{bf16, f16};
+use std::arch::x86_64::*;
+
+/// Proof that the machine has AVX2, FMA and F16C.
+#[derive(Debug, Clone, Copy)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// # Safety
+    /// The machine has AVX2, FMA and F16C.
+    #[inline(always)]
+    pub(in crate::kernels) unsafe fn new_unchecked() -> Self {
+        Self(())
+    }
+}
+
+// SAFETY of every block below: an `Avx2` value exists only where the machine has the level, and pointers are valid
+// for the reads and writes that the trait names, by the caller's promise.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Simd<f32> for Avx2 {
+    const LANES: usize = 8;
+    const TILE: usize = 6;
+    type V = __m256;
+
+    #[inline(always)]
+    fn zero(self) -> __m256 {
+        unsafe { _mm256_setzero_ps() }
+    }
+    #[inline(always)]
+    fn splat(self, a: f32) -> __m256 {
+        unsafe { _mm256_set1_ps(a) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn sum(self, a: __m256) -> f32 {
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load(self, ptr: *const f32) -> __m256 {
+        unsafe { _mm256_loadu_ps(ptr) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, ptr: *mut f32, a: __m256) {
+        unsafe { _mm256_storeu_ps(ptr, a) }
+    }
+    #[inline(always)]
+    unsafe fn load_f32(self, ptr: *const f32) -> __m256 {
+        unsafe { _mm256_loadu_ps(ptr) }
+    }
+    #[inline(always)]
+    unsafe fn load_f64(self, ptr: *const f64) -> __m256 {
+        unsafe {
+            let (low, high) =
+                (_mm256_cvtpd_ps(_mm256_loadu_pd(ptr)), _mm256_cvtpd_ps(_mm256_loadu_pd(ptr.add(4))));
+            _mm256_set_m128(high, low)
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, ptr: *const bf16) -> __m256 {
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(ptr.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, ptr: *const f16) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(ptr.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, ptr: *const i8) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(ptr.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i4(self, ptr: *const u8) -> __m256 {
+        unsafe {
+            let word = _mm256_set1_epi32(ptr.cast::<i32>().read_unaligned());
+            let nibbles = _mm256_srlv_epi32(word, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+            let codes = _mm256_and_si256(nibbles, _mm256_set1_epi32(0xf));
+            _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, _mm256_set1_epi32(8)))
+        }
+    }
+}
+
+// SAFETY of every block below: as for `f32`.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Simd<f64> for Avx2 {
+    const LANES: usize = 4;
+    const TILE: usize = 6;
+    type V = __m256d;
+
+    #[inline(always)]
+    fn zero(self) -> __m256d {
+        unsafe { _mm256_setzero_pd() }
+    }
+    #[inline(always)]
+    fn splat(self, a: f64) -> __m256d {
+        unsafe { _mm256_set1_pd(a) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m256d, b: __m256d) -> __m256d {
+        unsafe { _mm256_add_pd(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m256d, b: __m256d) -> __m256d {
+        unsafe { _mm256_mul_pd(a, b) }
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m256d, b: __m256d, c: __m256d) -> __m256d {
+        unsafe { _mm256_fmadd_pd(a, b, c) }
+    }
+    #[inline(always)]
+    fn sum(self, a: __m256d) -> f64 {
+        unsafe {
+            let two = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd::<1>(a));
+            _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load(self, ptr: *const f64) -> __m256d {
+        unsafe { _mm256_loadu_pd(ptr) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, ptr: *mut f64, a: __m256d) {
+        unsafe { _mm256_storeu_pd(ptr, a) }
+    }
+    #[inline(always)]
+    unsafe fn load_f32(self, ptr: *const f32) -> __m256d {
+        unsafe { _mm256_cvtps_pd(_mm_loadu_ps(ptr)) }
+    }
+    #[inline(always)]
+    unsafe fn load_f64(self, ptr: *const f64) -> __m256d {
+        unsafe { _mm256_loadu_pd(ptr) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, ptr: *const bf16) -> __m256d {
+        unsafe {
+            let wide = _mm_slli_epi32::<16>(_mm_cvtepu16_epi32(_mm_loadl_epi64(ptr.cast())));
+            _mm256_cvtps_pd(_mm_castsi128_ps(wide))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, ptr: *const f16) -> __m256d {
+        unsafe { _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64(ptr.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, ptr: *const i8) -> __m256d {
+        unsafe {
+            let word = _mm_cvtsi32_si128(ptr.cast::<i32>().read_unaligned());
+            _mm256_cvtepi32_pd(_mm_cvtepi8_epi32(word))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i4(self, ptr: *const u8) -> __m256d {
+        unsafe {
+            let word = _mm_set1_epi32(i32::from(ptr.cast::<u16>().read_unaligned()));
+            let nibbles = _mm_srlv_epi32(word, _mm_setr_epi32(0, 4, 8, 12));
+            let codes = _mm_and_si128(nibbles, _mm_set1_epi32(0xf));
+            _mm256_cvtepi32_pd(_mm_sub_epi32(codes, _mm_set1_epi32(8)))
+        }
+    }
+}

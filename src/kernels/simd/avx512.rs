@@ -1,0 +1,173 @@
+//! AVX-512 F, BW, DQ, VL.
+
+use super::Simd;
+use half::{bf16, f16};
+use std::arch::x86_64::*;
+
+/// Proof that the machine has AVX-512 F, BW, DQ and VL.
+#[derive(Debug, Clone, Copy)]
+pub struct Avx512(());
+
+impl Avx512 {
+    /// # Safety
+    /// The machine has AVX-512 F, BW, DQ and VL, and what `Avx2` needs.
+    #[inline(always)]
+    pub(in crate::kernels) unsafe fn new_unchecked() -> Self {
+        Self(())
+    }
+}
+
+// SAFETY of every block below: an `Avx512` value exists only where the machine has the level, and pointers are valid
+// for the reads and writes that the trait names, by the caller's promise.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Simd<f32> for Avx512 {
+    const LANES: usize = 16;
+    const TILE: usize = 12;
+    type V = __m512;
+
+    #[inline(always)]
+    fn zero(self) -> __m512 {
+        unsafe { _mm512_setzero_ps() }
+    }
+    #[inline(always)]
+    fn splat(self, a: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(a) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn sum(self, a: __m512) -> f32 {
+        unsafe { _mm512_reduce_add_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, ptr: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(ptr) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, ptr: *mut f32, a: __m512) {
+        unsafe { _mm512_storeu_ps(ptr, a) }
+    }
+    #[inline(always)]
+    unsafe fn load_f32(self, ptr: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(ptr) }
+    }
+    #[inline(always)]
+    unsafe fn load_f64(self, ptr: *const f64) -> __m512 {
+        unsafe {
+            let (low, high) =
+                (_mm512_cvtpd_ps(_mm512_loadu_pd(ptr)), _mm512_cvtpd_ps(_mm512_loadu_pd(ptr.add(8))));
+            _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high)
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, ptr: *const bf16) -> __m512 {
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(ptr.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, ptr: *const f16) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(ptr.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, ptr: *const i8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(ptr.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i4(self, ptr: *const u8) -> __m512 {
+        unsafe {
+            let word = ptr.cast::<i64>().read_unaligned();
+            let halves = _mm512_inserti64x4::<1>(
+                _mm512_set1_epi32(word as i32),
+                _mm256_set1_epi32((word >> 32) as i32),
+            );
+            let shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+            let codes = _mm512_and_si512(_mm512_srlv_epi32(halves, shifts), _mm512_set1_epi32(0xf));
+            _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(8)))
+        }
+    }
+}
+
+// SAFETY of every block below: as for `f32`.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Simd<f64> for Avx512 {
+    const LANES: usize = 8;
+    const TILE: usize = 12;
+    type V = __m512d;
+
+    #[inline(always)]
+    fn zero(self) -> __m512d {
+        unsafe { _mm512_setzero_pd() }
+    }
+    #[inline(always)]
+    fn splat(self, a: f64) -> __m512d {
+        unsafe { _mm512_set1_pd(a) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512d, b: __m512d) -> __m512d {
+        unsafe { _mm512_add_pd(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512d, b: __m512d) -> __m512d {
+        unsafe { _mm512_mul_pd(a, b) }
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m512d, b: __m512d, c: __m512d) -> __m512d {
+        unsafe { _mm512_fmadd_pd(a, b, c) }
+    }
+    #[inline(always)]
+    fn sum(self, a: __m512d) -> f64 {
+        unsafe { _mm512_reduce_add_pd(a) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, ptr: *const f64) -> __m512d {
+        unsafe { _mm512_loadu_pd(ptr) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, ptr: *mut f64, a: __m512d) {
+        unsafe { _mm512_storeu_pd(ptr, a) }
+    }
+    #[inline(always)]
+    unsafe fn load_f32(self, ptr: *const f32) -> __m512d {
+        unsafe { _mm512_cvtps_pd(_mm256_loadu_ps(ptr)) }
+    }
+    #[inline(always)]
+    unsafe fn load_f64(self, ptr: *const f64) -> __m512d {
+        unsafe { _mm512_loadu_pd(ptr) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, ptr: *const bf16) -> __m512d {
+        unsafe {
+            let wide = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(ptr.cast())));
+            _mm512_cvtps_pd(_mm256_castsi256_ps(wide))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, ptr: *const f16) -> __m512d {
+        unsafe { _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128(ptr.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, ptr: *const i8) -> __m512d {
+        unsafe { _mm512_cvtepi32_pd(_mm256_cvtepi8_epi32(_mm_loadl_epi64(ptr.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i4(self, ptr: *const u8) -> __m512d {
+        unsafe {
+            let word = _mm256_set1_epi32(ptr.cast::<i32>().read_unaligned());
+            let nibbles = _mm256_srlv_epi32(word, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+            let codes = _mm256_and_si256(nibbles, _mm256_set1_epi32(0xf));
+            _mm512_cvtepi32_pd(_mm256_sub_epi32(codes, _mm256_set1_epi32(8)))
+        }
+    }
+}

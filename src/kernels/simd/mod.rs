@@ -1,0 +1,86 @@
+//! Vectors of one instruction set, as a small trait. Everything else in `kernels` is generic over it.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub use avx512::Avx512;
+pub use portable::Portable;
+
+/// On other machines the x86 levels exist by name only and are never entered.
+#[cfg(not(target_arch = "x86_64"))]
+pub use portable::{Portable as Avx2, Portable as Avx512};
+
+use half::{bf16, f16};
+
+/// Vectors of `T` at one instruction-set level. A value of the implementing type is the proof that the machine has the
+/// level; only [`level::run`](super::level::run) makes one.
+///
+/// The `load` functions read `LANES` numbers of some storage and widen them to `T`.
+#[doc(hidden)]
+pub trait Simd<T>: Copy + Send + Sync {
+    /// Numbers in a vector.
+    const LANES: usize;
+    /// Batch rows of the register tile of the large-batch kernel, with two vectors of outputs each.
+    const TILE: usize;
+    /// The vector.
+    type V: Copy;
+
+    /// All lanes zero.
+    fn zero(self) -> Self::V;
+    /// All lanes `a`.
+    fn splat(self, a: T) -> Self::V;
+    /// `a + b`.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b`.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once where the level has it.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Sum of the lanes, in a fixed order.
+    fn sum(self, a: Self::V) -> T;
+    /// Reads `LANES` numbers.
+    ///
+    /// # Safety
+    /// `ptr` is valid for that many reads.
+    unsafe fn load(self, ptr: *const T) -> Self::V;
+    /// Writes `LANES` numbers.
+    ///
+    /// # Safety
+    /// `ptr` is valid for that many writes.
+    unsafe fn store(self, ptr: *mut T, a: Self::V);
+    /// Reads `LANES` numbers.
+    ///
+    /// # Safety
+    /// `ptr` is valid for that many reads.
+    unsafe fn load_f32(self, ptr: *const f32) -> Self::V;
+    /// Reads `LANES` numbers.
+    ///
+    /// # Safety
+    /// `ptr` is valid for that many reads.
+    unsafe fn load_f64(self, ptr: *const f64) -> Self::V;
+    /// Reads `LANES` numbers.
+    ///
+    /// # Safety
+    /// `ptr` is valid for that many reads.
+    unsafe fn load_bf16(self, ptr: *const bf16) -> Self::V;
+    /// Reads `LANES` numbers.
+    ///
+    /// # Safety
+    /// `ptr` is valid for that many reads.
+    unsafe fn load_f16(self, ptr: *const f16) -> Self::V;
+    /// Reads `LANES` codes.
+    ///
+    /// # Safety
+    /// `ptr` is valid for that many reads.
+    unsafe fn load_i8(self, ptr: *const i8) -> Self::V;
+    /// Reads `LANES` 4-bit codes, two per byte, low nibble first, offset by 8.
+    ///
+    /// # Safety
+    /// `ptr` is valid for `LANES / 2` reads.
+    unsafe fn load_i4(self, ptr: *const u8) -> Self::V;
+}

@@ -1,0 +1,90 @@
+//! Plain Rust: the reference for the other levels.
+
+use super::Simd;
+use half::{bf16, f16};
+
+/// Arrays of eight as vectors; the compiler uses what the target's baseline has.
+#[derive(Debug, Clone, Copy)]
+pub struct Portable;
+
+const N: usize = 8;
+
+macro_rules! portable {
+    ($t:ty) => {
+        impl Simd<$t> for Portable {
+            const LANES: usize = N;
+            const TILE: usize = 2;
+            type V = [$t; N];
+
+            #[inline(always)]
+            fn zero(self) -> Self::V {
+                [0.0; N]
+            }
+            #[inline(always)]
+            fn splat(self, a: $t) -> Self::V {
+                [a; N]
+            }
+            #[inline(always)]
+            fn add(self, a: Self::V, b: Self::V) -> Self::V {
+                std::array::from_fn(|i| a[i] + b[i])
+            }
+            #[inline(always)]
+            fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+                std::array::from_fn(|i| a[i] * b[i])
+            }
+            #[inline(always)]
+            fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+                std::array::from_fn(|i| a[i] * b[i] + c[i])
+            }
+            #[inline(always)]
+            fn sum(self, a: Self::V) -> $t {
+                ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]))
+            }
+            #[inline(always)]
+            unsafe fn load(self, ptr: *const $t) -> Self::V {
+                // SAFETY: the caller vouches for N reads.
+                unsafe { ptr.cast::<Self::V>().read_unaligned() }
+            }
+            #[inline(always)]
+            unsafe fn store(self, ptr: *mut $t, a: Self::V) {
+                // SAFETY: the caller vouches for N writes.
+                unsafe { ptr.cast::<Self::V>().write_unaligned(a) }
+            }
+            #[inline(always)]
+            unsafe fn load_f32(self, ptr: *const f32) -> Self::V {
+                // SAFETY: the caller vouches for N reads.
+                std::array::from_fn(|i| unsafe { *ptr.add(i) as $t })
+            }
+            #[inline(always)]
+            unsafe fn load_f64(self, ptr: *const f64) -> Self::V {
+                // SAFETY: the caller vouches for N reads.
+                std::array::from_fn(|i| unsafe { *ptr.add(i) as $t })
+            }
+            #[inline(always)]
+            unsafe fn load_bf16(self, ptr: *const bf16) -> Self::V {
+                // SAFETY: the caller vouches for N reads.
+                std::array::from_fn(|i| unsafe { (*ptr.add(i)).to_f32() as $t })
+            }
+            #[inline(always)]
+            unsafe fn load_f16(self, ptr: *const f16) -> Self::V {
+                // SAFETY: the caller vouches for N reads.
+                std::array::from_fn(|i| unsafe { (*ptr.add(i)).to_f32() as $t })
+            }
+            #[inline(always)]
+            unsafe fn load_i8(self, ptr: *const i8) -> Self::V {
+                // SAFETY: the caller vouches for N reads.
+                std::array::from_fn(|i| unsafe { *ptr.add(i) as $t })
+            }
+            #[inline(always)]
+            unsafe fn load_i4(self, ptr: *const u8) -> Self::V {
+                std::array::from_fn(|i| {
+                    // SAFETY: the caller vouches for N / 2 reads.
+                    let byte = unsafe { *ptr.add(i / 2) };
+                    (((byte >> (4 * (i % 2))) & 0xf) as i32 - 8) as $t
+                })
+            }
+        }
+    };
+}
+portable!(f32);
+portable!(f64);

@@ -1,0 +1,254 @@
+//! Products for small batches: weights are decoded into registers, where they meet a few batch rows at once.
+//!
+//! Each output is summed in the same order whatever tile computes it, so splits between threads change no bit.
+
+use super::gemm::Job;
+use super::simd::Simd;
+use super::source::Source;
+use crate::matrix::Update;
+use crate::scalar::Scalar;
+
+/// Columns of the output kept in the L1 cache while the rows of a transposed product stream by.
+const COLUMNS: usize = 2048;
+
+/// Dot products of weight rows with batch rows.
+///
+/// # Safety
+/// The job's operands fit its map.
+#[inline(always)]
+pub(super) unsafe fn forward<T: Scalar, S: Simd<T>, W: Source>(simd: S, job: &Job<'_, T, W>) {
+    let batch = job.x.rows();
+    for block in job.blocks.clone() {
+        let mut row = job.outputs.start;
+        while row < job.outputs.end {
+            let rows = (job.outputs.end - row).min(4);
+            let mut b = 0;
+            while b < batch {
+                // SAFETY: rows and batch rows of the tile are in range by the loop bounds.
+                unsafe {
+                    b += match (rows, batch - b) {
+                        (4, 1) => dot::<T, S, W, 4, 1, 2>(simd, job, block, row, b),
+                        (4, 2) => dot::<T, S, W, 4, 2, 1>(simd, job, block, row, b),
+                        (4, 3) => dot::<T, S, W, 4, 3, 1>(simd, job, block, row, b),
+                        (4, _) => {
+                            dot::<T, S, W, 2, 4, 1>(simd, job, block, row, b);
+                            dot::<T, S, W, 2, 4, 1>(simd, job, block, row + 2, b)
+                        }
+                        (_, 1) => {
+                            for r in row..row + rows {
+                                dot::<T, S, W, 1, 1, 2>(simd, job, block, r, b);
+                            }
+                            1
+                        }
+                        _ => {
+                            for r in row..row + rows {
+                                dot::<T, S, W, 1, 1, 1>(simd, job, block, r, b);
+                            }
+                            1
+                        }
+                    };
+                }
+            }
+            row += rows;
+        }
+    }
+}
+
+/// `R` weight rows times `B` batch rows, `U` accumulators for each pair. Returns `B`.
+#[inline(always)]
+unsafe fn dot<T: Scalar, S: Simd<T>, W: Source, const R: usize, const B: usize, const U: usize>(
+    simd: S,
+    job: &Job<'_, T, W>,
+    block: usize,
+    row: usize,
+    b: usize,
+) -> usize {
+    let cols = job.map.cols;
+    let source_row = job.first + block * job.map.rows + row;
+    let mut sums = [[[simd.zero(); U]; B]; R];
+    // SAFETY: `b + B <= batch`, `row + R <= map.rows`; `x` rows hold `blocks * cols` numbers.
+    unsafe {
+        let x: [*const T; B] =
+            std::array::from_fn(|i| job.x.as_ptr().add((b + i) * job.x.stride() + block * cols));
+        let mut j = 0;
+        while j + U * S::LANES <= cols {
+            for u in 0..U {
+                let at = j + u * S::LANES;
+                let xs: [S::V; B] = std::array::from_fn(|i| simd.load(x[i].add(at)));
+                for r in 0..R {
+                    let w = job.source.load(simd, source_row + r, at);
+                    for i in 0..B {
+                        sums[r][i][u] = simd.mul_add(w, xs[i], sums[r][i][u]);
+                    }
+                }
+            }
+            j += U * S::LANES;
+        }
+        while j < cols {
+            let whole = j + S::LANES <= cols;
+            let xs: [S::V; B] = std::array::from_fn(|i| {
+                if whole { simd.load(x[i].add(j)) } else { load_tail(simd, x[i].add(j), cols - j) }
+            });
+            for r in 0..R {
+                let w = if whole {
+                    job.source.load(simd, source_row + r, j)
+                } else {
+                    job.source.load_tail(simd, source_row + r, j)
+                };
+                for i in 0..B {
+                    sums[r][i][0] = simd.mul_add(w, xs[i], sums[r][i][0]);
+                }
+            }
+            j += S::LANES;
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            let feature = job.map.row_feature(block, row + r);
+            for (i, sums) in sums.iter().enumerate() {
+                let mut total = sums[0];
+                for more in &sums[1..] {
+                    total = simd.add(total, *more);
+                }
+                let out = job.y.0.add((b + i) * job.y_stride + feature);
+                *out = match job.update {
+                    Update::Overwrite => simd.sum(total),
+                    Update::Accumulate => *out + simd.sum(total),
+                };
+            }
+        }
+    }
+    B
+}
+
+/// Weight rows scaled by batch entries and added up.
+///
+/// # Safety
+/// The job's operands fit its map.
+#[inline(always)]
+pub(super) unsafe fn transpose<T: Scalar, S: Simd<T>, W: Source>(simd: S, job: &Job<'_, T, W>) {
+    let batch = job.x.rows();
+    for block in job.blocks.clone() {
+        for start in job.outputs.clone().step_by(COLUMNS) {
+            let end = job.outputs.end.min(start + COLUMNS);
+            let mut b = 0;
+            while b < batch {
+                // SAFETY: batch rows and columns are in range by the loop bounds.
+                unsafe {
+                    b += match batch - b {
+                        1 => add_rows::<T, S, W, 8, 1>(simd, job, block, start, end, b),
+                        2 => add_rows::<T, S, W, 4, 2>(simd, job, block, start, end, b),
+                        3 => add_rows::<T, S, W, 2, 3>(simd, job, block, start, end, b),
+                        _ => add_rows::<T, S, W, 2, 4>(simd, job, block, start, end, b),
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// All rows of a block for columns `start..end` of `B` batch rows, `R` weight rows at a time. Returns `B`.
+#[inline(always)]
+unsafe fn add_rows<T: Scalar, S: Simd<T>, W: Source, const R: usize, const B: usize>(
+    simd: S,
+    job: &Job<'_, T, W>,
+    block: usize,
+    start: usize,
+    end: usize,
+    b: usize,
+) -> usize {
+    let rows = job.map.rows;
+    // SAFETY: as for the callee; at least one pass runs, so that overwriting writes.
+    unsafe {
+        let mut row = 0;
+        let fresh = |row: usize| row == 0 && job.update == Update::Overwrite;
+        if rows == 0 {
+            axpy::<T, S, W, 0, B>(simd, job, block, 0, start..end, b, fresh(0));
+        }
+        while row + R <= rows {
+            axpy::<T, S, W, R, B>(simd, job, block, row, start..end, b, fresh(row));
+            row += R;
+        }
+        while row < rows {
+            axpy::<T, S, W, 1, B>(simd, job, block, row, start..end, b, fresh(row));
+            row += 1;
+        }
+    }
+    B
+}
+
+/// Adds `R` weight rows to `B` outputs; `fresh` starts the sums at zero.
+#[inline(always)]
+unsafe fn axpy<T: Scalar, S: Simd<T>, W: Source, const R: usize, const B: usize>(
+    simd: S,
+    job: &Job<'_, T, W>,
+    block: usize,
+    row: usize,
+    columns: std::ops::Range<usize>,
+    b: usize,
+    fresh: bool,
+) {
+    let source_row = job.first + block * job.map.rows + row;
+    // SAFETY: `b + B <= batch`, `row + R <= map.rows`, `columns` inside `0..map.cols`.
+    unsafe {
+        let x: [[S::V; B]; R] = std::array::from_fn(|r| {
+            let feature = job.map.row_feature(block, row + r);
+            std::array::from_fn(|i| simd.splat(*job.x.as_ptr().add((b + i) * job.x.stride() + feature)))
+        });
+        let y: [*mut T; B] =
+            std::array::from_fn(|i| job.y.0.add((b + i) * job.y_stride + block * job.map.cols));
+        let mut j = columns.start;
+        while j + S::LANES <= columns.end {
+            let w: [S::V; R] = std::array::from_fn(|r| job.source.load(simd, source_row + r, j));
+            for i in 0..B {
+                let mut sum = if fresh { simd.zero() } else { simd.load(y[i].add(j)) };
+                for r in 0..R {
+                    sum = simd.mul_add(w[r], x[r][i], sum);
+                }
+                simd.store(y[i].add(j), sum);
+            }
+            j += S::LANES;
+        }
+        if j < columns.end {
+            let left = columns.end - j;
+            let w: [S::V; R] = std::array::from_fn(|r| job.source.load_tail(simd, source_row + r, j));
+            for i in 0..B {
+                let mut sum = if fresh { simd.zero() } else { load_tail(simd, y[i].add(j), left) };
+                for r in 0..R {
+                    sum = simd.mul_add(w[r], x[r][i], sum);
+                }
+                store_tail(simd, sum, y[i].add(j), left);
+            }
+        }
+    }
+}
+
+/// The first `len < LANES` numbers, then zeros.
+///
+/// # Safety
+/// `ptr` is valid for `len` reads.
+#[inline(always)]
+pub(super) unsafe fn load_tail<T: Scalar, S: Simd<T>>(simd: S, ptr: *const T, len: usize) -> S::V {
+    let mut tail = [T::default(); 16];
+    // SAFETY: `len` numbers can be read; no vector has more than 16 lanes.
+    unsafe {
+        for (i, slot) in tail.iter_mut().enumerate().take(len) {
+            *slot = *ptr.add(i);
+        }
+        simd.load(tail.as_ptr())
+    }
+}
+
+/// Writes the first `len < LANES` numbers of a vector.
+///
+/// # Safety
+/// `ptr` is valid for `len` writes.
+#[inline(always)]
+unsafe fn store_tail<T: Scalar, S: Simd<T>>(simd: S, value: S::V, ptr: *mut T, len: usize) {
+    let mut tail = [T::default(); 16];
+    // SAFETY: `len` numbers can be written; no vector has more than 16 lanes.
+    unsafe {
+        simd.store(tail.as_mut_ptr(), value);
+        for (i, number) in tail.iter().enumerate().take(len) {
+            *ptr.add(i) = *number;
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Decoding of the storages: a matrix whose numbers come out as vectors of the compute type.
+
+use super::simd::Simd;
+use crate::scalar::Scalar;
+use crate::storage::GROUP;
+use half::{bf16, f16};
+
+/// A row-major `rows x cols` matrix in some storage.
+pub(crate) trait Source: Copy + Send + Sync {
+    /// Number of rows.
+    fn rows(&self) -> usize;
+    /// Number of columns.
+    fn cols(&self) -> usize;
+    /// The number at `(row, col)`. Panics when out of range.
+    fn get(&self, row: usize, col: usize) -> f64;
+    /// Numbers `col .. col + LANES` of a row. `col` is a multiple of `LANES`, so that groups and bytes are not straddled.
+    ///
+    /// # Safety
+    /// `row < rows` and `col + LANES <= cols`.
+    unsafe fn load<T: Scalar, S: Simd<T>>(&self, simd: S, row: usize, col: usize) -> S::V;
+
+    /// The same when fewer than `LANES` numbers are left; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `row < rows` and `col < cols`.
+    #[inline(always)]
+    unsafe fn load_tail<T: Scalar, S: Simd<T>>(&self, simd: S, row: usize, col: usize) -> S::V {
+        let mut tail = [T::default(); 16];
+        for (j, slot) in tail.iter_mut().enumerate().take(self.cols() - col) {
+            *slot = T::narrow(self.get(row, col + j));
+        }
+        // SAFETY: no vector has more than 16 lanes.
+        unsafe { simd.load(tail.as_ptr()) }
+    }
+}
+
+macro_rules! plain {
+    ($(#[$doc:meta])* $name:ident, $t:ty, $load:ident, $widen:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy)]
+        pub(crate) struct $name<'a> {
+            data: &'a [$t],
+            rows: usize,
+            cols: usize,
+        }
+
+        impl<'a> $name<'a> {
+            /// Panics when the data does not have `rows * cols` numbers.
+            pub(crate) fn new(data: &'a [$t], rows: usize, cols: usize) -> Self {
+                assert_eq!(data.len(), rows * cols);
+                Self { data, rows, cols }
+            }
+        }
+
+        impl Source for $name<'_> {
+            #[inline(always)]
+            fn rows(&self) -> usize {
+                self.rows
+            }
+            #[inline(always)]
+            fn cols(&self) -> usize {
+                self.cols
+            }
+            #[inline(always)]
+            fn get(&self, row: usize, col: usize) -> f64 {
+                $widen(self.data[row * self.cols + col])
+            }
+            #[inline(always)]
+            unsafe fn load<T: Scalar, S: Simd<T>>(&self, simd: S, row: usize, col: usize) -> S::V {
+                // SAFETY: the numbers lie inside `data`, by the caller's promise and the constructor's check.
+                unsafe { simd.$load(self.data.as_ptr().add(row * self.cols + col)) }
+            }
+        }
+    };
+}
+plain!(
+    /// Double precision.
+    F64, f64, load_f64, |v: f64| v
+);
+plain!(
+    /// Single precision.
+    F32, f32, load_f32, f64::from
+);
+plain!(
+    /// Brain float.
+    Bf16, bf16, load_bf16, bf16::to_f64
+);
+plain!(
+    /// Half precision.
+    F16, f16, load_f16, f16::to_f64
+);
+
+macro_rules! grouped {
+    ($(#[$doc:meta])* $name:ident, $t:ty, $load:ident, $row_len:expr, $offset:expr, $code:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy)]
+        pub(crate) struct $name<'a> {
+            codes: &'a [$t],
+            scales: &'a [bf16],
+            rows: usize,
+            cols: usize,
+        }
+
+        impl<'a> $name<'a> {
+            /// Panics when the data does not have the codes and scales of `rows x cols` numbers.
+            pub(crate) fn new(codes: &'a [$t], scales: &'a [bf16], rows: usize, cols: usize) -> Self {
+                assert_eq!(codes.len(), rows * $row_len(cols));
+                assert_eq!(scales.len(), rows * cols.div_ceil(GROUP));
+                Self { codes, scales, rows, cols }
+            }
+
+            #[inline(always)]
+            fn scale_index(&self, row: usize, col: usize) -> usize {
+                row * self.cols.div_ceil(GROUP) + col / GROUP
+            }
+        }
+
+        impl Source for $name<'_> {
+            #[inline(always)]
+            fn rows(&self) -> usize {
+                self.rows
+            }
+            #[inline(always)]
+            fn cols(&self) -> usize {
+                self.cols
+            }
+            #[inline(always)]
+            fn get(&self, row: usize, col: usize) -> f64 {
+                let code: f64 = $code(self.codes[row * $row_len(self.cols) + $offset(col)], col);
+                // Rounded as the vectors round it: both factors are exact in f32, so is nearly every product.
+                f64::from(code as f32 * self.scales[self.scale_index(row, col)].to_f32())
+            }
+            #[inline(always)]
+            unsafe fn load<T: Scalar, S: Simd<T>>(&self, simd: S, row: usize, col: usize) -> S::V {
+                // SAFETY: codes and scale lie inside their slices, by the caller's promise and the constructor's
+                // check; GROUP is a multiple of LANES, so one scale serves the vector.
+                unsafe {
+                    let codes = simd.$load(self.codes.as_ptr().add(row * $row_len(self.cols) + $offset(col)));
+                    let scale = *self.scales.get_unchecked(self.scale_index(row, col));
+                    simd.mul(codes, simd.splat(T::narrow(f64::from(f32::from_bits(u32::from(scale.to_bits()) << 16)))))
+                }
+            }
+        }
+    };
+}
+grouped!(
+    /// One byte per code.
+    Int8, i8, load_i8, |cols: usize| cols, |col: usize| col, |code: i8, _| f64::from(code)
+);
+grouped!(
+    /// Two codes per byte; rows start at whole bytes.
+    Int4, u8, load_i4, |cols: usize| cols.div_ceil(2), |col: usize| col / 2,
+    |byte: u8, col: usize| f64::from(((byte >> (4 * (col % 2))) & 0xf) as i8 - 8)
+);

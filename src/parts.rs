@@ -1,0 +1,192 @@
+//! What defines a structured matrix: named factors, index lists, settings and sub-matrices.
+//!
+//! A structure says its parts once ([`StructuredMatrix::parts`](crate::StructuredMatrix::parts)) and builds
+//! itself from them once ([`Family::from_parts`](crate::registry::Family::from_parts)); counting parameters,
+//! changing storage and files follow from that.
+
+use crate::error::{Error, Result};
+use crate::storage::{Factor, Storage};
+use serde::{Serialize, de::DeserializeOwned};
+use std::borrow::Cow;
+
+/// Largest number of rows or columns of any matrix (2^31): products of two sizes then fit `u64`, and indices `u32`.
+pub const MAX_FEATURES: usize = 1 << 31;
+
+/// The parts of a structured matrix, borrowed from it or owned.
+#[derive(Debug, Clone)]
+pub struct Parts<'a> {
+    structure: String,
+    shape: (usize, usize),
+    config: serde_json::Value,
+    factors: Vec<(String, Cow<'a, Factor>)>,
+    indices: Vec<(String, Cow<'a, [u32]>)>,
+    children: Vec<Parts<'a>>,
+}
+
+impl<'a> Parts<'a> {
+    /// No parts yet.
+    pub fn new(structure: impl Into<String>, shape: (usize, usize)) -> Self {
+        Self {
+            structure: structure.into(),
+            shape,
+            config: serde_json::Value::Null,
+            factors: Vec::new(),
+            indices: Vec::new(),
+            children: Vec::new(),
+        }
+    }
+
+    /// Adds a factor.
+    pub fn factor(mut self, name: impl Into<String>, factor: impl Into<Cow<'a, Factor>>) -> Self {
+        self.factors.push((name.into(), factor.into()));
+        self
+    }
+
+    /// Adds an index list.
+    pub fn index(mut self, name: impl Into<String>, indices: impl Into<Cow<'a, [u32]>>) -> Self {
+        self.indices.push((name.into(), indices.into()));
+        self
+    }
+
+    /// Sets the settings; anything that serializes to JSON.
+    pub fn with_config(mut self, config: &impl Serialize) -> Self {
+        self.config = serde_json::to_value(config).unwrap_or(serde_json::Value::Null);
+        self
+    }
+
+    /// Adds a sub-matrix.
+    pub fn child(mut self, child: Parts<'a>) -> Self {
+        self.children.push(child);
+        self
+    }
+
+    /// Name of the structure.
+    pub fn structure(&self) -> &str {
+        &self.structure
+    }
+
+    /// `(out_features, in_features)`.
+    pub fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    /// The settings as they were written.
+    pub fn raw_config(&self) -> &serde_json::Value {
+        &self.config
+    }
+
+    /// The factors and their names.
+    pub fn factors(&self) -> impl Iterator<Item = (&str, &Factor)> {
+        self.factors.iter().map(|(name, factor)| (name.as_str(), factor.as_ref()))
+    }
+
+    /// The index lists and their names.
+    pub fn indices(&self) -> impl Iterator<Item = (&str, &[u32])> {
+        self.indices.iter().map(|(name, list)| (name.as_str(), list.as_ref()))
+    }
+
+    /// The sub-matrices.
+    pub fn children(&self) -> &[Parts<'a>] {
+        &self.children
+    }
+
+    /// Number of stored parameters, sub-matrices included, indices not.
+    pub fn n_params(&self) -> usize {
+        self.factors.iter().map(|(_, f)| f.len()).sum::<usize>()
+            + self.children.iter().map(Self::n_params).sum::<usize>()
+    }
+
+    /// Bytes of factors, scales and indices, sub-matrices included.
+    pub fn bytes(&self) -> usize {
+        self.factors.iter().map(|(_, f)| f.bytes()).sum::<usize>()
+            + self.indices.iter().map(|(_, list)| size_of_val(list.as_ref())).sum::<usize>()
+            + self.children.iter().map(Self::bytes).sum::<usize>()
+    }
+
+    /// The same parts with every factor in another storage.
+    pub fn to_storage(&self, storage: Storage) -> Parts<'static> {
+        self.map_factors(&|factor| factor.to_storage(storage))
+    }
+
+    /// A copy that borrows nothing.
+    pub fn into_owned(self) -> Parts<'static> {
+        self.map_factors(&Factor::clone)
+    }
+
+    fn map_factors(&self, map: &dyn Fn(&Factor) -> Factor) -> Parts<'static> {
+        Parts {
+            structure: self.structure.clone(),
+            shape: self.shape,
+            config: self.config.clone(),
+            factors: self.factors.iter().map(|(name, f)| (name.clone(), Cow::Owned(map(f)))).collect(),
+            indices: self
+                .indices
+                .iter()
+                .map(|(name, list)| (name.clone(), Cow::Owned(list.to_vec())))
+                .collect(),
+            children: self.children.iter().map(|child| child.map_factors(map)).collect(),
+        }
+    }
+
+    /// An [`Error::Record`] about this structure.
+    pub fn error(&self, reason: impl Into<String>) -> Error {
+        Error::record(self.structure.clone(), reason)
+    }
+
+    /// The settings, read back.
+    ///
+    /// # Errors
+    /// [`Error::Record`] when a field is missing or of another type.
+    pub fn config<C: DeserializeOwned>(&self) -> Result<C> {
+        serde_json::from_value(self.config.clone()).map_err(|e| self.error(format!("settings: {e}")))
+    }
+
+    /// Takes the factor `name` out.
+    ///
+    /// # Errors
+    /// [`Error::Record`] when there is none.
+    pub fn take_factor(&mut self, name: &str) -> Result<Factor> {
+        match self.factors.iter().position(|(n, _)| n == name) {
+            Some(i) => Ok(self.factors.swap_remove(i).1.into_owned()),
+            None => Err(self.error(format!("factor `{name}` is missing"))),
+        }
+    }
+
+    /// Takes the index list `name` out and checks that every index is below `limit`.
+    ///
+    /// # Errors
+    /// [`Error::Record`] when there is none, or an index is out of range.
+    pub fn take_indices(&mut self, name: &str, limit: usize) -> Result<Vec<u32>> {
+        let Some(i) = self.indices.iter().position(|(n, _)| n == name) else {
+            return Err(self.error(format!("index list `{name}` is missing")));
+        };
+        let list = self.indices.swap_remove(i).1.into_owned();
+        match list.iter().find(|&&index| index as usize >= limit) {
+            Some(index) => Err(self.error(format!("index {index} in `{name}` is not below {limit}"))),
+            None => Ok(list),
+        }
+    }
+
+    /// Takes the sub-matrices out, built through the registry.
+    ///
+    /// # Errors
+    /// Whatever building one of them says.
+    pub fn take_children(&mut self) -> Result<Vec<Box<dyn crate::StructuredMatrix>>>
+    where
+        'a: 'static,
+    {
+        std::mem::take(&mut self.children).into_iter().map(crate::registry::load).collect()
+    }
+}
+
+impl<'a> From<&'a Factor> for Cow<'a, Factor> {
+    fn from(factor: &'a Factor) -> Self {
+        Cow::Borrowed(factor)
+    }
+}
+
+impl From<Factor> for Cow<'_, Factor> {
+    fn from(factor: Factor) -> Self {
+        Cow::Owned(factor)
+    }
+}

@@ -1,0 +1,151 @@
+//! From a dense weight to the best member of a family.
+//!
+//! [`Family::project`] checks its input, lets the family fit, and measures what came out: dense `W` (out x in), a
+//! [`Spec`](Family::Spec) with the family's own parameters, an [`Objective`], [`Options`]; a matrix and a [`Report`] back.
+//! The fit itself is in the family's file; what several families need is here.
+
+mod gram;
+mod report;
+mod request;
+mod run;
+
+pub use gram::Gram;
+pub use report::{Fit, Guarantee, Projected, Report};
+pub use request::{Budget, Request, Size};
+pub use run::{Options, Progress, Run};
+
+use crate::error::{Error, Result};
+use crate::matrix::StructuredMatrix;
+use crate::parts::{MAX_FEATURES, Parts};
+use crate::scalar::Scalar;
+use crate::storage::Storage;
+use ndarray::{Array2, ArrayRef2};
+use std::time::Instant;
+
+/// What a projection minimises.
+#[derive(Debug, Clone, Copy)]
+pub enum Objective<'a> {
+    /// `‖W - Ŵ‖_F`: every weight counts the same.
+    Frobenius,
+    /// `‖(W - Ŵ) C^{1/2}‖_F` with `C = E[x xᵀ]`: the error that the layer's outputs see.
+    Activations(&'a Gram),
+}
+
+impl<'a> Objective<'a> {
+    /// The second moment `C` (in x in) of the activation objective.
+    pub fn second_moment(&self) -> Option<&'a Array2<f64>> {
+        match self {
+            Objective::Frobenius => None,
+            Objective::Activations(gram) => Some(gram.second_moment()),
+        }
+    }
+
+    /// `‖E‖_F²`, or `tr(E C Eᵀ)`, of an error `E` (out x in). Cost of the latter: out x in².
+    pub fn energy(&self, e: &ArrayRef2<f64>) -> f64 {
+        match self.second_moment() {
+            None => e.iter().map(|v| v * v).sum(),
+            Some(c) => {
+                let ec = crate::linalg::matmul(e, c, crate::linalg::Threads(1));
+                ec.iter().zip(e).map(|(a, b)| a * b).sum::<f64>().max(0.0)
+            }
+        }
+    }
+}
+
+/// `error / norm`, with 0 for 0 / 0.
+pub(crate) fn ratio(error: f64, norm: f64) -> f64 {
+    if error == 0.0 { 0.0 } else { error / norm }
+}
+
+/// A family of structured matrices: how to choose its size, project onto it, draw from it and read it back.
+///
+/// Implementing this and one line in [`registry`](crate::registry) make a structure known to the file format, the
+/// conformance suite, the benches and the tools.
+pub trait Family: StructuredMatrix + Sized {
+    /// The name that [`StructuredMatrix::name`] returns.
+    const NAME: &'static str;
+    /// Parameters that [`spec`](Self::spec) reads, with one line of help each.
+    const PARAMETERS: &'static [(&'static str, &'static str)];
+    /// The family's own parameters: rank, blocks, density, ...
+    type Spec: Clone + std::fmt::Debug + Send + Sync;
+
+    /// Chooses the parameters that `request` leaves open: the largest member within its budget.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] for a value out of range, [`Error::Budget`] when no member is small enough.
+    fn spec(shape: (usize, usize), request: &Request) -> Result<Self::Spec>;
+
+    /// Fits a member to a finite, non-empty `w`. Called by [`project`](Self::project), which has checked the input.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when `spec` does not suit the shape, [`Error::Cancelled`], [`Error::NoConvergence`].
+    fn fit(w: &Array2<f64>, spec: &Self::Spec, objective: &Objective<'_>, run: &Run<'_>)
+    -> Result<Fit<Self>>;
+
+    /// A random member with entries of `W` of variance about `1 / in_features`: for tests, benches and training from scratch.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when `spec` does not suit the shape.
+    fn random(shape: (usize, usize), spec: &Self::Spec, storage: Storage, seed: u64) -> Result<Self>;
+
+    /// The inverse of [`StructuredMatrix::parts`]; validates everything, parts may come from a hostile file.
+    ///
+    /// # Errors
+    /// [`Error::Record`] that says what does not fit.
+    fn from_parts(parts: Parts<'static>) -> Result<Self>;
+
+    /// The parameters of the largest member within a budget.
+    ///
+    /// # Errors
+    /// [`Error::Budget`] when no member is small enough.
+    fn for_budget(shape: (usize, usize), budget: Budget) -> Result<Self::Spec> {
+        Self::spec(shape, &Request::new().budget(budget))
+    }
+
+    /// The best member that the family's method finds for `w` (out x in), measured.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for an empty `w` or a Gram matrix of another size, [`Error::NonFinite`], and those of
+    /// [`fit`](Self::fit).
+    fn project<T: Scalar>(
+        w: &ArrayRef2<T>,
+        spec: &Self::Spec,
+        objective: &Objective<'_>,
+        options: &Options<'_>,
+    ) -> Result<Projected<Self>> {
+        let start = Instant::now();
+        let w = check_weight(w)?;
+        if let Some(c) = objective.second_moment()
+            && c.nrows() != w.ncols()
+        {
+            return Err(Error::shape("Gram matrix", &[w.ncols(), w.ncols()], c.shape()));
+        }
+        let run = Run::new(options);
+        run.check()?;
+        let fit = Self::fit(&w, spec, objective, &run)?;
+        let report = Report::measure(&w, &fit, objective, start);
+        Ok(Projected { matrix: fit.matrix, report })
+    }
+}
+
+/// A finite, non-empty copy in `f64`.
+fn check_weight<T: Scalar>(w: &ArrayRef2<T>) -> Result<Array2<f64>> {
+    let (m, n) = w.dim();
+    if m == 0 || n == 0 || m > MAX_FEATURES || n > MAX_FEATURES {
+        return Err(Error::shape(
+            "weight (must not be empty)",
+            &[m.clamp(1, MAX_FEATURES), n.clamp(1, MAX_FEATURES)],
+            &[m, n],
+        ));
+    }
+    check_finite("weight", w)?;
+    Ok(w.mapv(T::widen))
+}
+
+/// Refuses NaN and infinities.
+pub(crate) fn check_finite<T: Scalar>(what: &'static str, a: &ArrayRef2<T>) -> Result<()> {
+    match a.indexed_iter().find(|(_, v)| !v.widen().is_finite()) {
+        Some(((row, col), value)) => Err(Error::NonFinite { what, row, col, value: value.widen() }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,105 @@
+//! Every structure by name: one line each. Files, tools, benches and the conformance suite go through here.
+
+use crate::compose;
+use crate::error::{Error, Result};
+use crate::matrix::StructuredMatrix;
+use crate::parts::{MAX_FEATURES, Parts};
+use crate::projection::{Family, Objective, Options, Projected, Request};
+use crate::storage::Storage;
+use crate::structures::*;
+use ndarray::ArrayRef2;
+
+type Boxed = Box<dyn StructuredMatrix>;
+type ProjectFn = fn(&ArrayRef2<f64>, &Request, &Objective<'_>, &Options<'_>) -> Result<Projected<Boxed>>;
+type RandomFn = fn((usize, usize), &Request, Storage, u64) -> Result<Boxed>;
+
+/// A family, with its types erased.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// The structure's name.
+    pub name: &'static str,
+    /// The parameters of a [`Request`] that it reads, with one line of help each.
+    pub parameters: &'static [(&'static str, &'static str)],
+    project: ProjectFn,
+    random: RandomFn,
+    load: fn(Parts<'static>) -> Result<Boxed>,
+}
+
+impl Entry {
+    const fn of<F: Family>() -> Self {
+        Self {
+            name: F::NAME,
+            parameters: F::PARAMETERS,
+            project: |w, request, objective, options| {
+                request.check_names(F::NAME, F::PARAMETERS)?;
+                let spec = F::spec(w.dim(), &request.clone().storage(options.storage))?;
+                let Projected { matrix, report } = F::project(w, &spec, objective, options)?;
+                Ok(Projected { matrix: Box::new(matrix) as Boxed, report })
+            },
+            random: |shape, request, storage, seed| {
+                request.check_names(F::NAME, F::PARAMETERS)?;
+                let spec = F::spec(shape, &request.clone().storage(storage))?;
+                Ok(Box::new(F::random(shape, &spec, storage, seed)?))
+            },
+            load: |parts| Ok(Box::new(F::from_parts(parts)?)),
+        }
+    }
+
+    /// Projects `w` onto the largest member that the request allows.
+    ///
+    /// # Errors
+    /// Those of [`Family::spec`] and [`Family::project`], and [`Error::Unknown`] for a parameter the family does not have.
+    pub fn project(
+        &self,
+        w: &ArrayRef2<f64>,
+        request: &Request,
+        objective: &Objective<'_>,
+        options: &Options<'_>,
+    ) -> Result<Projected<Boxed>> {
+        (self.project)(w, request, objective, options)
+    }
+
+    /// A random member.
+    ///
+    /// # Errors
+    /// Those of [`Family::spec`] and [`Family::random`].
+    pub fn random(
+        &self,
+        shape: (usize, usize),
+        request: &Request,
+        storage: Storage,
+        seed: u64,
+    ) -> Result<Boxed> {
+        (self.random)(shape, request, storage, seed)
+    }
+}
+
+/// The families, in the order of tables and reports.
+pub const FAMILIES: &[Entry] = &[Entry::of::<Dense>(), Entry::of::<LowRank>()];
+
+/// The family called `name`.
+///
+/// # Errors
+/// [`Error::Unknown`] with the names that exist.
+pub fn family(name: &str) -> Result<&'static Entry> {
+    FAMILIES.iter().find(|entry| entry.name == name).ok_or_else(|| Error::Unknown {
+        kind: "structure",
+        name: name.to_owned(),
+        expected: FAMILIES.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// Builds a structured matrix, a composition included, from its parts.
+///
+/// # Errors
+/// [`Error::Unknown`] for an unknown structure, [`Error::Record`] for parts that do not fit together.
+pub fn load(parts: Parts<'static>) -> Result<Boxed> {
+    let (m, n) = parts.shape();
+    if m > MAX_FEATURES || n > MAX_FEATURES {
+        return Err(parts.error(format!("shape {m} x {n}: expected at most {MAX_FEATURES} features")));
+    }
+    match compose::loader(parts.structure()) {
+        Some(load) => load(parts),
+        None => (family(parts.structure())?.load)(parts),
+    }
+}

@@ -1,0 +1,77 @@
+//! The compute types: `f32` and `f64`.
+
+use crate::kernels::{Kernel, Level, Spectrum, SpectrumCache};
+use crate::matrix::{Operands, StructuredMatrix};
+use std::fmt::{Debug, Display};
+use std::sync::OnceLock;
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+}
+
+/// A type in which products are computed: `f32` or `f64`.
+///
+/// Sealed: the kernels are instantiated for these two types only.
+pub trait Scalar:
+    sealed::Sealed
+    + Copy
+    + Debug
+    + Display
+    + Default
+    + PartialOrd
+    + Send
+    + Sync
+    + 'static
+    + bytemuck::Pod
+    + ndarray::LinalgScalar
+    + std::ops::AddAssign
+    + std::ops::SubAssign
+    + std::ops::MulAssign
+    + std::ops::Neg<Output = Self>
+    + rustfft::FftNum
+{
+    /// Rounds an `f64` to this type.
+    fn narrow(value: f64) -> Self;
+    /// Widens to `f64`, exactly.
+    fn widen(self) -> f64;
+    /// Runs a kernel compiled for one instruction set level.
+    #[doc(hidden)]
+    fn dispatch<K: Kernel<Self>>(level: Level, kernel: K) -> K::Output;
+    /// Calls the product of this compute type; the bridge from a generic caller to the trait object.
+    #[doc(hidden)]
+    fn multiply<M: StructuredMatrix + ?Sized>(matrix: &M, operands: Operands<'_, Self>);
+    /// This type's half of a cache of spectra.
+    #[doc(hidden)]
+    fn spectrum(cache: &SpectrumCache) -> &OnceLock<Spectrum<Self>>;
+}
+
+macro_rules! scalar {
+    ($t:ident) => {
+        impl Scalar for $t {
+            #[inline(always)]
+            fn narrow(value: f64) -> Self {
+                value as $t
+            }
+            #[inline(always)]
+            fn widen(self) -> f64 {
+                self as f64
+            }
+            #[inline(always)]
+            fn dispatch<K: Kernel<Self>>(level: Level, kernel: K) -> K::Output {
+                crate::kernels::run(level, kernel)
+            }
+            #[inline]
+            fn multiply<M: StructuredMatrix + ?Sized>(matrix: &M, operands: Operands<'_, Self>) {
+                crate::matrix::Multiply::<$t>::multiply(matrix, operands)
+            }
+            #[inline]
+            fn spectrum(cache: &SpectrumCache) -> &OnceLock<Spectrum<Self>> {
+                &cache.$t
+            }
+        }
+    };
+}
+scalar!(f32);
+scalar!(f64);

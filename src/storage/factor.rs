@@ -1,0 +1,297 @@
+//! A stack of dense matrices in one storage: what every structure is made of.
+
+use super::{GROUP, Storage, quantize};
+use crate::error::{Error, Result};
+use crate::exec::Policy;
+use crate::kernels::{self, AlignedVec, PanelMap, Rows, RowsMut, Source};
+use crate::matrix::{Op, Update};
+use crate::scalar::Scalar;
+use half::{bf16, f16};
+use ndarray::{Array2, Array3, ArrayRef2, Axis};
+use std::ops::Range;
+
+/// `blocks` dense matrices of `rows x cols`, row-major one after the other, in one [`Storage`].
+///
+/// Structures are written on its few products, so each structure has each storage.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Factor {
+    blocks: usize,
+    rows: usize,
+    cols: usize,
+    data: Data,
+}
+
+/// The numbers of a [`Factor`]. Integer codes come with scales of `blocks * rows x ceil(cols / GROUP)`.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum Data {
+    F64(AlignedVec<f64>),
+    F32(AlignedVec<f32>),
+    Bf16(AlignedVec<bf16>),
+    F16(AlignedVec<f16>),
+    Int8 { codes: AlignedVec<i8>, scales: AlignedVec<bf16> },
+    Int4 { codes: AlignedVec<u8>, scales: AlignedVec<bf16> },
+}
+
+/// Runs `$body` with `$source` bound to the concrete kernel source of the data.
+macro_rules! with_source {
+    ($factor:expr, $source:ident => $body:expr) => {{
+        let (rows, cols) = ($factor.blocks * $factor.rows, $factor.cols);
+        match &$factor.data {
+            Data::F64(v) => {
+                let $source = kernels::source::F64::new(v, rows, cols);
+                $body
+            }
+            Data::F32(v) => {
+                let $source = kernels::source::F32::new(v, rows, cols);
+                $body
+            }
+            Data::Bf16(v) => {
+                let $source = kernels::source::Bf16::new(v, rows, cols);
+                $body
+            }
+            Data::F16(v) => {
+                let $source = kernels::source::F16::new(v, rows, cols);
+                $body
+            }
+            Data::Int8 { codes, scales } => {
+                let $source = kernels::source::Int8::new(codes, scales, rows, cols);
+                $body
+            }
+            Data::Int4 { codes, scales } => {
+                let $source = kernels::source::Int4::new(codes, scales, rows, cols);
+                $body
+            }
+        }
+    }};
+}
+
+impl Factor {
+    /// A stack from `f64` numbers: `value(block, row, col)`.
+    pub fn from_fn(
+        storage: Storage,
+        (blocks, rows, cols): (usize, usize, usize),
+        value: impl Fn(usize, usize, usize) -> f64,
+    ) -> Self {
+        let at = |k: usize| value(k / (rows * cols), k / cols % rows, k % cols);
+        let row = |i: usize, out: &mut [f64]| {
+            out.iter_mut().enumerate().for_each(|(j, v)| *v = value(i / rows, i % rows, j));
+        };
+        let (len, all_rows) = (blocks * rows * cols, blocks * rows);
+        let data = match storage {
+            Storage::F64 => Data::F64(AlignedVec::from_fn(len, at)),
+            Storage::F32 => Data::F32(AlignedVec::from_fn(len, |k| at(k) as f32)),
+            Storage::Bf16 => Data::Bf16(AlignedVec::from_fn(len, |k| bf16::from_f64(at(k)))),
+            Storage::F16 => {
+                let limit = f16::MAX.to_f64();
+                Data::F16(AlignedVec::from_fn(len, |k| f16::from_f64(at(k).clamp(-limit, limit))))
+            }
+            Storage::Int8 => {
+                let (codes, scales) = quantize::int8(all_rows, cols, row);
+                Data::Int8 { codes, scales }
+            }
+            Storage::Int4 => {
+                let (codes, scales) = quantize::int4(all_rows, cols, row);
+                Data::Int4 { codes, scales }
+            }
+        };
+        Self { blocks, rows, cols, data }
+    }
+
+    /// One matrix. `f32` arrays are kept exactly by [`Storage::F32`], `f64` arrays by [`Storage::F64`].
+    pub fn from_matrix<T: Scalar>(storage: Storage, a: &ArrayRef2<T>) -> Self {
+        Self::from_fn(storage, (1, a.nrows(), a.ncols()), |_, i, j| a[[i, j]].widen())
+    }
+
+    /// A stack of equally shaped matrices; `shape` counts when the stack is empty.
+    pub fn from_blocks(storage: Storage, shape: (usize, usize), blocks: &[Array2<f64>]) -> Self {
+        debug_assert!(blocks.iter().all(|block| block.dim() == shape));
+        Self::from_fn(storage, (blocks.len(), shape.0, shape.1), |b, i, j| blocks[b][[i, j]])
+    }
+
+    /// A stack from data as stored, as a file holds it.
+    ///
+    /// # Errors
+    /// [`Error::Record`] when the lengths do not fit the shape, or a stored number is not finite.
+    pub fn from_data((blocks, rows, cols): (usize, usize, usize), data: Data) -> Result<Self> {
+        let bad = |reason: String| Error::record("factor", reason);
+        let overflow = || bad(format!("{blocks} x {rows} x {cols} is too large"));
+        let all_rows = blocks.checked_mul(rows).ok_or_else(overflow)?;
+        let numbers = all_rows.checked_mul(cols).ok_or_else(overflow)?;
+        let groups = all_rows.checked_mul(cols.div_ceil(GROUP)).ok_or_else(overflow)?;
+        let (len, expected, scales, finite) = match &data {
+            Data::F64(v) => (v.len(), numbers, None, v.iter().all(|v| v.is_finite())),
+            Data::F32(v) => (v.len(), numbers, None, v.iter().all(|v| v.is_finite())),
+            Data::Bf16(v) => (v.len(), numbers, None, v.iter().all(|v| v.is_finite())),
+            Data::F16(v) => (v.len(), numbers, None, v.iter().all(|v| v.is_finite())),
+            Data::Int8 { codes, scales } => (codes.len(), numbers, Some(scales), true),
+            Data::Int4 { codes, scales } => (codes.len(), all_rows * cols.div_ceil(2), Some(scales), true),
+        };
+        if len != expected {
+            return Err(bad(format!(
+                "{len} numbers stored for {blocks} x {rows} x {cols}, expected {expected}"
+            )));
+        }
+        if let Some(scales) = scales
+            && scales.len() != groups
+        {
+            return Err(bad(format!(
+                "{} scales stored for {blocks} x {rows} x {cols}, expected {groups}",
+                scales.len()
+            )));
+        }
+        if !finite || scales.is_some_and(|scales| scales.iter().any(|v| !v.is_finite())) {
+            return Err(bad("a stored number is NaN or infinite".to_owned()));
+        }
+        Ok(Self { blocks, rows, cols, data })
+    }
+
+    /// `(blocks, rows, cols)`.
+    pub fn shape(&self) -> (usize, usize, usize) {
+        (self.blocks, self.rows, self.cols)
+    }
+
+    /// Number of matrices in the stack.
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Rows of each.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns of each.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Number of stored numbers.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.blocks * self.rows * self.cols
+    }
+
+    /// Bytes, scales included.
+    pub fn bytes(&self) -> usize {
+        self.storage().bytes(self.blocks * self.rows, self.cols)
+    }
+
+    /// The storage format.
+    pub fn storage(&self) -> Storage {
+        match &self.data {
+            Data::F64(_) => Storage::F64,
+            Data::F32(_) => Storage::F32,
+            Data::Bf16(_) => Storage::Bf16,
+            Data::F16(_) => Storage::F16,
+            Data::Int8 { .. } => Storage::Int8,
+            Data::Int4 { .. } => Storage::Int4,
+        }
+    }
+
+    /// The numbers as stored.
+    pub fn data(&self) -> &Data {
+        &self.data
+    }
+
+    /// The number at `(block, row, col)`, decoded. Panics when out of range.
+    pub fn get(&self, block: usize, row: usize, col: usize) -> f64 {
+        assert!(block < self.blocks && row < self.rows && col < self.cols);
+        with_source!(self, source => source.get(block * self.rows + row, col))
+    }
+
+    /// Matrix `block`, decoded.
+    pub fn matrix(&self, block: usize) -> Array2<f64> {
+        Array2::from_shape_fn((self.rows, self.cols), |(i, j)| self.get(block, i, j))
+    }
+
+    /// All matrices, decoded: `blocks x rows x cols`.
+    pub fn to_array(&self) -> Array3<f64> {
+        let mut all = Array3::zeros(self.shape());
+        for (b, mut block) in all.axis_iter_mut(Axis(0)).enumerate() {
+            block.assign(&self.matrix(b));
+        }
+        all
+    }
+
+    /// Decodes row `row` of block `block`, starting at column `from`, into `out`.
+    pub fn decode_row<T: Scalar>(&self, block: usize, row: usize, from: usize, out: &mut [T]) {
+        assert!(block < self.blocks && row < self.rows && from + out.len() <= self.cols);
+        let row = block * self.rows + row;
+        with_source!(self, source => {
+            for (j, value) in out.iter_mut().enumerate() {
+                *value = T::narrow(source.get(row, from + j));
+            }
+        })
+    }
+
+    /// The same numbers in another storage; a copy when it is the same one.
+    pub fn to_storage(&self, storage: Storage) -> Self {
+        if storage == self.storage() {
+            return self.clone();
+        }
+        Self::from_fn(storage, self.shape(), |b, i, j| self.get(b, i, j))
+    }
+
+    /// `Y (+)= X Aᵀ` (forward) or `Y (+)= X A` (transposed) for the first matrix `A` of the stack.
+    pub fn multiply<T: Scalar>(
+        &self,
+        op: Op,
+        x: Rows<'_, T>,
+        y: RowsMut<'_, T>,
+        update: Update,
+        policy: Policy,
+    ) {
+        self.multiply_rows(0, 0..self.rows, op, x, y, update, policy);
+    }
+
+    /// The same for rows `range` of matrix `block`: forward writes `range.len()` outputs, transposed reads as many inputs.
+    #[allow(clippy::too_many_arguments)]
+    pub fn multiply_rows<T: Scalar>(
+        &self,
+        block: usize,
+        range: Range<usize>,
+        op: Op,
+        x: Rows<'_, T>,
+        y: RowsMut<'_, T>,
+        update: Update,
+        policy: Policy,
+    ) {
+        assert!(block < self.blocks && range.start <= range.end && range.end <= self.rows);
+        let first = block * self.rows + range.start;
+        let map = PanelMap::contiguous(1, range.len(), self.cols);
+        with_source!(self, source => kernels::multiply(source, first, map, op, x, y, update, policy));
+    }
+
+    /// All matrices of the stack at once, each on its own features. Inputs and outputs of block `b` lie where `map` says;
+    /// features that no block owns are left alone.
+    pub fn multiply_blocks<T: Scalar>(
+        &self,
+        map: PanelMap,
+        op: Op,
+        x: Rows<'_, T>,
+        y: RowsMut<'_, T>,
+        update: Update,
+        policy: Policy,
+    ) {
+        assert!(map.blocks == self.blocks && map.rows == self.rows && map.cols == self.cols);
+        with_source!(self, source => kernels::multiply(source, 0, map, op, x, y, update, policy));
+    }
+
+    /// `y (+)= a ∘ x` for the row `a = A[row, from..]` of matrix `block`, entry by entry.
+    pub fn scale_row<T: Scalar>(
+        &self,
+        block: usize,
+        row: usize,
+        from: usize,
+        x: &[T],
+        y: &mut [T],
+        update: Update,
+        policy: Policy,
+    ) {
+        assert!(block < self.blocks && row < self.rows && from + x.len() <= self.cols && x.len() == y.len());
+        let row = block * self.rows + row;
+        with_source!(self, source => kernels::scale(source, row, from, x, y, update, policy));
+    }
+}

@@ -1,0 +1,76 @@
+//! Group-wise integer codes.
+
+use crate::kernels::AlignedVec;
+use half::bf16;
+
+/// Consecutive numbers of a row that share a scale.
+pub const GROUP: usize = 32;
+
+/// Scales tried per group of 4-bit codes, as fractions of the one that represents the largest magnitude.
+const SHRINK: [f64; 12] = [1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76, 0.73, 0.70, 0.67];
+
+/// Codes (row-major, one `i8` each) and scales (`rows x ceil(cols / GROUP)`) of the rows that `row` fills in.
+pub(super) fn int8(
+    rows: usize,
+    cols: usize,
+    row: impl FnMut(usize, &mut [f64]),
+) -> (AlignedVec<i8>, AlignedVec<bf16>) {
+    let mut codes = AlignedVec::zeroed(rows * cols);
+    let scales = quantize(rows, cols, 127.0, &[1.0], row, |i, j, code| codes[i * cols + j] = code);
+    (codes, scales)
+}
+
+/// The same with 4-bit codes; code `j` of a row is the low (even `j`) or high nibble of byte `j / 2`, offset by 8.
+pub(super) fn int4(
+    rows: usize,
+    cols: usize,
+    row: impl FnMut(usize, &mut [f64]),
+) -> (AlignedVec<u8>, AlignedVec<bf16>) {
+    let row_bytes = cols.div_ceil(2);
+    let mut codes = AlignedVec::from_fn(rows * row_bytes, |_| 0x88u8);
+    let scales = quantize(rows, cols, 7.0, &SHRINK, row, |i, j, code| {
+        let (byte, shift) = (&mut codes[i * row_bytes + j / 2], 4 * (j % 2));
+        *byte = (*byte & !(0xf << shift)) | (((code + 8) as u8) << shift);
+    });
+    (codes, scales)
+}
+
+fn quantize(
+    rows: usize,
+    cols: usize,
+    max_code: f64,
+    shrink: &[f64],
+    mut row: impl FnMut(usize, &mut [f64]),
+    mut store: impl FnMut(usize, usize, i8),
+) -> AlignedVec<bf16> {
+    let groups = cols.div_ceil(GROUP);
+    let mut scales = AlignedVec::zeroed(rows * groups);
+    let mut values = vec![0.0; cols];
+    for i in 0..rows {
+        row(i, &mut values);
+        for (g, group) in values.chunks(GROUP).enumerate() {
+            let scale = best_scale(group, max_code, shrink);
+            scales[i * groups + g] = scale;
+            for (j, value) in group.iter().enumerate() {
+                store(i, g * GROUP + j, encode(*value, scale.to_f64(), max_code) as i8);
+            }
+        }
+    }
+    scales
+}
+
+fn encode(value: f64, scale: f64, max_code: f64) -> f64 {
+    if scale == 0.0 { 0.0 } else { (value / scale).round().clamp(-max_code, max_code) }
+}
+
+/// The candidate scale, already rounded to bf16, with the least squared error.
+fn best_scale(group: &[f64], max_code: f64, shrink: &[f64]) -> bf16 {
+    let largest = group.iter().fold(0.0f64, |max, v| max.max(v.abs()));
+    let error = |scale: bf16| -> f64 {
+        let scale = scale.to_f64();
+        group.iter().map(|v| (v - scale * encode(*v, scale, max_code)).powi(2)).sum()
+    };
+    let candidates =
+        shrink.iter().map(|f| bf16::from_f64(f * largest / max_code)).filter(|scale| scale.is_finite());
+    candidates.min_by(|a, b| error(*a).total_cmp(&error(*b))).unwrap_or(bf16::MAX)
+}

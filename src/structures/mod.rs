@@ -1,0 +1,8 @@
+//! The families: one file each, with type, product, projection and docs.
+
+mod dense;
+mod low_rank;
+pub(crate) mod stack;
+
+pub use dense::{Dense, DenseSpec};
+pub use low_rank::{LowRank, LowRankForm, LowRankSpec};

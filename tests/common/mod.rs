@@ -1,0 +1,65 @@
+//! What several test files need.
+#![allow(dead_code)]
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use structmat::ndarray::{Array2, ArrayRef2};
+use structmat::prelude::*;
+use structmat::registry::Entry;
+use structmat::{Error, Scalar};
+
+pub type Boxed = Box<dyn StructuredMatrix>;
+
+/// Standard normal entries (by Box and Muller), the same for the same seed.
+pub fn gaussian(rows: usize, cols: usize, seed: u64) -> Array2<f64> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut uniform = || (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+    Array2::from_shape_simple_fn((rows, cols), || {
+        (-2.0 * (1.0 - uniform()).ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()
+    })
+}
+
+/// The same, in either compute type.
+pub fn gaussian_of<T: Scalar>(rows: usize, cols: usize, seed: u64) -> Array2<T> {
+    gaussian(rows, cols, seed).mapv(T::narrow)
+}
+
+/// A matrix with singular values `s(k)` and random singular vectors.
+pub fn with_spectrum(rows: usize, cols: usize, seed: u64, s: impl Fn(usize) -> f64) -> Array2<f64> {
+    let rank = rows.min(cols);
+    let u = structmat::linalg::qr(&gaussian(rows, rank, seed)).q;
+    let v = structmat::linalg::qr(&gaussian(cols, rank, seed + 1)).q;
+    let scaled = Array2::from_shape_fn((rows, rank), |(i, k)| u[[i, k]] * s(k));
+    scaled.dot(&v.t())
+}
+
+/// A well-spread second moment with strong correlations, as activations have.
+pub fn correlated_gram(n: usize, seed: u64) -> Gram {
+    let mix = with_spectrum(n, n, seed, |k| (1.0 + k as f64).powf(-0.7));
+    let x = gaussian(4 * n, n, seed + 7).dot(&mix.t());
+    let mut gram = Gram::new(n);
+    gram.accumulate(&x).unwrap();
+    gram
+}
+
+pub fn norm<T: Scalar>(a: &ArrayRef2<T>) -> f64 {
+    a.iter().map(|v| v.widen() * v.widen()).sum::<f64>().sqrt()
+}
+
+/// `‖a - b‖_F / ‖b‖_F`; 0 where both are zero.
+pub fn difference<T: Scalar>(a: &ArrayRef2<T>, b: &Array2<f64>) -> f64 {
+    let error = norm(&(a.mapv(T::widen) - b));
+    if error == 0.0 { 0.0 } else { error / norm(b) }
+}
+
+/// A random member of a family, the smallest of a few budgets that it can meet.
+pub fn member(entry: &Entry, shape: (usize, usize), storage: Storage, seed: u64) -> Boxed {
+    for ratio in [0.55, 1.0, 2.0, 4.0, 16.0, 64.0] {
+        match entry.random(shape, &Request::new().budget(Budget::Ratio(ratio)), storage, seed) {
+            Ok(matrix) => return matrix,
+            Err(Error::Budget { .. }) => continue,
+            Err(error) => panic!("{} at {shape:?}: {error}", entry.name),
+        }
+    }
+    panic!("{} has no member at {shape:?}", entry.name)
+}
