@@ -8,6 +8,8 @@ use structmat::prelude::*;
 use structmat::registry::Entry;
 use structmat::{Error, Scalar};
 
+pub mod oracle;
+
 pub type Boxed = Box<dyn StructuredMatrix>;
 
 /// Standard normal entries (by Box and Muller), the same for the same seed.
