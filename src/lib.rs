@@ -37,8 +37,10 @@
 pub mod compose;
 pub mod error;
 pub mod exec;
+pub mod io;
 #[allow(unsafe_code)]
 pub mod kernels;
+pub mod layers;
 pub mod linalg;
 pub mod matrix;
 pub mod parts;

@@ -1,0 +1,170 @@
+use super::record::{Record, Tensor, decode, tensor_names};
+use super::{RECORD_PREFIX, VERSION, VERSION_KEY, header};
+use crate::error::{Error, Result};
+use crate::kernels::map_file;
+use crate::matrix::StructuredMatrix;
+use crate::parts::MAX_FEATURES;
+use crate::scalar::Scalar;
+use memmap2::Mmap;
+use ndarray::{Array2, ArrayD, IxDyn};
+use safetensors::tensor::{Metadata, SafeTensors, TensorInfo};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// An open safetensors file: tensors of any checkpoint, and structured matrices that [`Writer`](super::Writer) has written.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    map: Mmap,
+    header: Metadata,
+    /// Where the tensors start.
+    data: usize,
+    records: BTreeMap<String, Record>,
+    plain: BTreeSet<String>,
+}
+
+impl Checkpoint {
+    /// Opens and checks a file; tensors are read when asked for.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be read, [`Error::File`] when it is not a well-formed safetensors file or its structure
+    /// records cannot be understood.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_owned();
+        let map = map_file(&path)?;
+        let bad = |reason: String| Error::File { path: path.clone(), reason };
+        header::check(&map).map_err(bad)?;
+        let (len, header) =
+            SafeTensors::read_metadata(&map).map_err(|e| bad(format!("not safetensors: {e}")))?;
+        let mut records = BTreeMap::new();
+        let mut plain: BTreeSet<String> = header.offset_keys().into_iter().collect();
+        if let Some(metadata) = header.metadata() {
+            let version = metadata.get(VERSION_KEY).map(String::as_str);
+            for (key, text) in metadata {
+                let Some(name) = key.strip_prefix(RECORD_PREFIX) else { continue };
+                if version != Some(VERSION) {
+                    return Err(bad(format!("{VERSION_KEY} is {version:?}, this crate reads \"{VERSION}\"")));
+                }
+                let record: Record =
+                    serde_json::from_str(text).map_err(|e| bad(format!("record of `{name}`: {e}")))?;
+                let mut names = Vec::new();
+                tensor_names(name, &record, &mut names);
+                if let Some(missing) = names.iter().find(|name| !plain.remove(*name)) {
+                    return Err(bad(format!(
+                        "record of `{name}`: tensor `{missing}` is missing or used twice"
+                    )));
+                }
+                records.insert(name.to_owned(), record);
+            }
+        }
+        if let Some(name) = records.keys().find(|name| plain.contains(*name)) {
+            return Err(bad(format!("`{name}` is both a tensor and a structured matrix")));
+        }
+        Ok(Self { path, map, header, data: 8 + len, records, plain })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names of the ordinary tensors, sorted.
+    pub fn tensors(&self) -> impl Iterator<Item = &str> {
+        self.plain.iter().map(String::as_str)
+    }
+
+    /// Names of the structured matrices, sorted.
+    pub fn structured(&self) -> impl Iterator<Item = &str> {
+        self.records.keys().map(String::as_str)
+    }
+
+    /// Shape of an ordinary tensor, where there is one of that name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.plain.contains(name).then(|| self.header.info(name)).flatten().map(|info| info.shape.as_slice())
+    }
+
+    /// The structured matrix `name`, built and checked.
+    ///
+    /// # Errors
+    /// [`Error::File`] when there is none or its parts do not fit together.
+    pub fn load(&self, name: &str) -> Result<Box<dyn StructuredMatrix>> {
+        let record = self
+            .records
+            .get(name)
+            .ok_or_else(|| self.unknown("structured matrix", name, self.structured()))?;
+        let parts = decode(name, record, 0, &|name| self.raw(name));
+        parts.and_then(crate::registry::load).map_err(|e| self.bad(format!("`{name}`: {e}")))
+    }
+
+    /// An ordinary tensor of F64, F32, F16 or BF16 numbers, as it is.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] when there is none of that name, [`Error::File`] for another element type.
+    pub fn array<T: Scalar>(&self, name: &str) -> Result<ArrayD<T>> {
+        use safetensors::Dtype::*;
+        if !self.plain.contains(name) {
+            return Err(self.unknown("tensor", name, self.tensors()));
+        }
+        let Tensor { dtype, shape, bytes } = self.raw(name)?;
+        fn read<T: Scalar, S: bytemuck::Pod>(bytes: &[u8], widen: impl Fn(S) -> f64) -> Vec<T> {
+            let numbers = bytes.chunks_exact(size_of::<S>());
+            numbers.map(|number| T::narrow(widen(bytemuck::pod_read_unaligned(number)))).collect()
+        }
+        let values = match dtype {
+            F64 => read(&bytes, |v: f64| v),
+            F32 => read(&bytes, |v: f32| v.into()),
+            F16 => read(&bytes, half::f16::to_f64),
+            BF16 => read(&bytes, half::bf16::to_f64),
+            other => {
+                return Err(self.bad(format!("tensor `{name}` is {other:?}, expected F64, F32, F16 or BF16")));
+            }
+        };
+        ArrayD::from_shape_vec(IxDyn(&shape), values).map_err(|e| self.bad(format!("tensor `{name}`: {e}")))
+    }
+
+    /// The same, where it must have two axes (out x in).
+    ///
+    /// # Errors
+    /// Those of [`array`](Self::array), and [`Error::File`] for another number of axes or an absurd size.
+    pub fn matrix<T: Scalar>(&self, name: &str) -> Result<Array2<T>> {
+        let shape = self.shape(name).ok_or_else(|| self.unknown("tensor", name, self.tensors()))?;
+        let &[m, n] = shape else {
+            return Err(
+                self.bad(format!("tensor `{name}` has shape {shape:?}, expected a matrix (out x in)"))
+            );
+        };
+        if m > MAX_FEATURES || n > MAX_FEATURES {
+            return Err(
+                self.bad(format!("tensor `{name}` is {m} x {n}, expected at most {MAX_FEATURES} features"))
+            );
+        }
+        let array = self.array(name)?;
+        array.into_shape_with_order((m, n)).map_err(|e| self.bad(format!("tensor `{name}`: {e}")))
+    }
+
+    /// A tensor's bytes, factors of structured matrices included.
+    pub(super) fn raw(&self, name: &str) -> Result<Tensor<'_>> {
+        let TensorInfo { dtype, shape, data_offsets: (start, end) } =
+            self.header.info(name).ok_or_else(|| self.bad(format!("tensor `{name}` is missing")))?;
+        let bytes = self.map.get(self.data + start..self.data + end);
+        let bytes =
+            bytes.ok_or_else(|| self.bad(format!("tensor `{name}` lies beyond the end of the file")))?;
+        Ok(Tensor { dtype: *dtype, shape: shape.clone(), bytes: Cow::Borrowed(bytes) })
+    }
+
+    fn bad(&self, reason: String) -> Error {
+        Error::File { path: self.path.clone(), reason }
+    }
+
+    fn unknown<'a>(&self, kind: &'static str, name: &str, names: impl Iterator<Item = &'a str>) -> Error {
+        let names: Vec<&str> = names.take(8).collect();
+        let expected =
+            if names.is_empty() { "one that is there; there is none".to_owned() } else { names.join(", ") };
+        Error::Unknown {
+            kind,
+            name: name.to_owned(),
+            expected: format!("{expected} (in {})", self.path.display()),
+        }
+    }
+}

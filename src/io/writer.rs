@@ -1,0 +1,128 @@
+use super::record::{Tensor, encode};
+use super::{Checkpoint, RECORD_PREFIX, VERSION, VERSION_KEY};
+use crate::error::{Error, Result};
+use crate::matrix::StructuredMatrix;
+use crate::scalar::Scalar;
+use ndarray::{ArrayRef, Dimension};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+/// A safetensors file to be: collects tensors and structured matrices, then writes them at once.
+#[derive(Debug, Default)]
+pub struct Writer<'a> {
+    tensors: BTreeMap<String, Tensor<'a>>,
+    metadata: HashMap<String, String>,
+}
+
+impl<'a> Writer<'a> {
+    /// Of nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a structured matrix.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when a tensor of that name is there already, or the name is reserved.
+    pub fn structured(&mut self, name: &str, matrix: &dyn StructuredMatrix) -> Result<()> {
+        let mut tensors = Vec::new();
+        let record = encode(name, &matrix.parts(), &mut tensors);
+        let record =
+            serde_json::to_string(&record).map_err(|e| Error::record(matrix.name(), e.to_string()))?;
+        self.check_free(name)?;
+        tensors.iter().try_for_each(|(name, _)| self.check_free(name))?;
+        self.tensors.extend(tensors);
+        self.metadata.insert(VERSION_KEY.to_owned(), VERSION.to_owned());
+        self.metadata.insert(format!("{RECORD_PREFIX}{name}"), record);
+        Ok(())
+    }
+
+    /// Adds an ordinary tensor, F32 or F64 as its elements are.
+    ///
+    /// # Errors
+    /// As [`structured`](Self::structured).
+    pub fn array<T: Scalar, D: Dimension>(&mut self, name: &str, array: &ArrayRef<T, D>) -> Result<()> {
+        self.check_free(name)?;
+        let dtype = if size_of::<T>() == 4 { Dtype::F32 } else { Dtype::F64 };
+        let values: Vec<T> = array.iter().copied().collect();
+        let bytes = Cow::Owned(bytemuck::cast_slice(&values).to_vec());
+        self.tensors.insert(name.to_owned(), Tensor { dtype, shape: array.shape().to_vec(), bytes });
+        Ok(())
+    }
+
+    /// Adds an ordinary tensor of another file, whatever its element type, byte for byte.
+    ///
+    /// # Errors
+    /// As [`structured`](Self::structured), and [`Error::File`] when the other file has no such tensor.
+    pub fn copy(&mut self, from: &'a Checkpoint, name: &str) -> Result<()> {
+        self.check_free(name)?;
+        self.tensors.insert(name.to_owned(), from.raw(name)?);
+        Ok(())
+    }
+
+    fn check_free(&self, name: &str) -> Result<()> {
+        let record = self.metadata.contains_key(&format!("{RECORD_PREFIX}{name}"));
+        if name == "__metadata__" || record || self.tensors.contains_key(name) {
+            return Err(Error::parameter(
+                "tensor name",
+                name,
+                "a name that is neither reserved nor in the file already",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Writes the file: to a temporary one beside it, synced, then renamed over it.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; what stood at `path` is then untouched.
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        // Wider elements first, so that every tensor starts at a multiple of its element size.
+        let mut tensors: Vec<_> = self.tensors.iter().collect();
+        tensors.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype.bitsize()));
+        let mut end = 0;
+        let infos = tensors.iter().map(|(name, tensor)| {
+            let start = end;
+            end += tensor.bytes.len();
+            let info =
+                TensorInfo { dtype: tensor.dtype, shape: tensor.shape.clone(), data_offsets: (start, end) };
+            ((*name).clone(), info)
+        });
+        let bad = |reason: String| Error::File { path: path.to_owned(), reason };
+        let metadata = (!self.metadata.is_empty()).then(|| self.metadata.clone());
+        let header = Metadata::new(metadata, infos.collect()).map_err(|e| bad(e.to_string()))?;
+        let mut header = serde_json::to_vec(&header).map_err(|e| bad(e.to_string()))?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+
+        let bytes = tensors.iter().map(|(_, tensor)| tensor.bytes.as_ref());
+        let length = (header.len() as u64).to_le_bytes();
+        let pieces = [length.as_slice(), header.as_slice()].into_iter().chain(bytes);
+        write_atomically(path, pieces).map_err(|source| Error::Io { path: path.to_owned(), source })
+    }
+}
+
+fn write_atomically<'b>(path: &Path, pieces: impl Iterator<Item = &'b [u8]>) -> std::io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".structmat-");
+    // A new file as others make it: readable as the umask says, not by its owner alone.
+    #[cfg(unix)]
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    #[cfg(unix)]
+    builder.permissions(permissions);
+    let file = builder.tempfile_in(folder)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
+    for piece in pieces {
+        out.write_all(piece)?;
+    }
+    out.flush()?;
+    drop(out);
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
