@@ -84,6 +84,12 @@ impl Checkpoint {
         self.plain.contains(name).then(|| self.header.info(name)).flatten().map(|info| info.shape.as_slice())
     }
 
+    /// Whether there is an ordinary tensor `name` of F64 numbers.
+    pub fn is_f64(&self, name: &str) -> bool {
+        self.plain.contains(name)
+            && self.header.info(name).is_some_and(|info| info.dtype == safetensors::Dtype::F64)
+    }
+
     /// The structured matrix `name`, built and checked.
     ///
     /// # Errors

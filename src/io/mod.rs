@@ -39,9 +39,11 @@
 mod checkpoint;
 mod header;
 mod record;
+mod staged;
 mod writer;
 
 pub use checkpoint::Checkpoint;
+pub use staged::Staged;
 pub use writer::Writer;
 
 #[cfg(target_endian = "big")]

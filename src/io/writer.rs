@@ -1,5 +1,5 @@
 use super::record::{Tensor, encode};
-use super::{Checkpoint, RECORD_PREFIX, VERSION, VERSION_KEY};
+use super::{Checkpoint, RECORD_PREFIX, Staged, VERSION, VERSION_KEY};
 use crate::error::{Error, Result};
 use crate::matrix::StructuredMatrix;
 use crate::scalar::Scalar;
@@ -8,7 +8,6 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
 /// A safetensors file to be: collects tensors and structured matrices, then writes them at once.
@@ -81,6 +80,14 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// [`Error::Io`]; what stood at `path` is then untouched.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.stage(path)?.commit()
+    }
+
+    /// Writes the temporary file only: [`Staged::commit`] puts it in place. For several files that must appear together.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn stage(&self, path: impl AsRef<Path>) -> Result<Staged> {
         let path = path.as_ref();
         // Wider elements first, so that every tensor starts at a multiple of its element size.
         let mut tensors: Vec<_> = self.tensors.iter().collect();
@@ -99,30 +106,8 @@ impl<'a> Writer<'a> {
         let mut header = serde_json::to_vec(&header).map_err(|e| bad(e.to_string()))?;
         header.resize(header.len().next_multiple_of(8), b' ');
 
-        let bytes = tensors.iter().map(|(_, tensor)| tensor.bytes.as_ref());
         let length = (header.len() as u64).to_le_bytes();
-        let pieces = [length.as_slice(), header.as_slice()].into_iter().chain(bytes);
-        write_atomically(path, pieces).map_err(|source| Error::Io { path: path.to_owned(), source })
+        let bytes = tensors.iter().map(|(_, tensor)| tensor.bytes.as_ref());
+        Staged::new(path, [length.as_slice(), header.as_slice()].into_iter().chain(bytes))
     }
-}
-
-fn write_atomically<'b>(path: &Path, pieces: impl Iterator<Item = &'b [u8]>) -> std::io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".structmat-");
-    // A new file as others make it: readable as the umask says, not by its owner alone.
-    #[cfg(unix)]
-    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-    #[cfg(unix)]
-    builder.permissions(permissions);
-    let file = builder.tempfile_in(folder)?;
-    let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
-    for piece in pieces {
-        out.write_all(piece)?;
-    }
-    out.flush()?;
-    drop(out);
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
 }

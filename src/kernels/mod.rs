@@ -9,6 +9,7 @@ mod file_map;
 mod gemm;
 mod level;
 mod micro;
+pub mod roofline;
 pub(crate) mod simd;
 mod small;
 pub(crate) mod source;

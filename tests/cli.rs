@@ -1,0 +1,297 @@
+//! The example tools as their users see them: outputs, exit codes, messages, nothing left behind.
+
+mod common;
+
+use common::{correlated_gram, difference, gaussian};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use structmat::io::{Checkpoint, Writer};
+use structmat::ndarray::{Array1, Array2};
+use structmat::prelude::*;
+
+/// A tool built by the same `cargo test`: examples lie beside the test's own folder.
+fn tool(name: &str) -> Command {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    path.pop();
+    let path = path.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    assert!(
+        path.exists(),
+        "{} is missing: `cargo test` builds it, or `cargo build --examples`",
+        path.display()
+    );
+    Command::new(path)
+}
+
+struct Setup {
+    folder: tempfile::TempDir,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let setup = Self { folder: tempfile::tempdir().unwrap() };
+        let mut writer = Writer::new();
+        writer.array("mlp.up.weight", &gaussian(24, 16, 1).mapv(|v| v as f32)).unwrap();
+        writer.array("mlp.down.weight", &gaussian(16, 24, 2).mapv(|v| v as f32)).unwrap();
+        writer.array("mlp.up.bias", &Array1::<f32>::ones(24)).unwrap();
+        writer.array("embedding", &gaussian(5, 5, 3)).unwrap();
+        writer.write(setup.path("model.safetensors")).unwrap();
+        setup
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn run(&self, name: &str, args: &[&str]) -> Output {
+        tool(name).current_dir(self.folder.path()).args(args).output().unwrap()
+    }
+
+    fn compress(&self, args: &str) -> Output {
+        let args: Vec<&str> = args.split_whitespace().collect();
+        self.run("compress", &[&["--input", "model.safetensors"], args.as_slice()].concat())
+    }
+
+    fn files(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.folder.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn matrix(path: &Path, name: &str) -> Array2<f64> {
+    Checkpoint::open(path).unwrap().matrix(name).unwrap()
+}
+
+#[test]
+fn compress_writes_the_structured_and_the_dense_file_and_the_report() {
+    let setup = Setup::new();
+    let output = setup.compress(
+        "--tensors mlp.*.weight --structure low_rank --ratio 0.5 --storage bf16 --seed 3 --output o.safetensors --dense-output d.safetensors --json r.json",
+    );
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let (input, o) =
+        (setup.path("model.safetensors"), Checkpoint::open(setup.path("o.safetensors")).unwrap());
+    assert_eq!(o.structured().collect::<Vec<_>>(), ["mlp.down.weight", "mlp.up.weight"]);
+    assert_eq!(o.tensors().collect::<Vec<_>>(), ["embedding", "mlp.up.bias"]);
+    assert_eq!(o.matrix::<f64>("embedding").unwrap(), gaussian(5, 5, 3));
+    let records: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(setup.path("r.json")).unwrap()).unwrap();
+    assert_eq!(records.as_array().unwrap().len(), 2);
+    for record in records.as_array().unwrap() {
+        let name = record["name"].as_str().unwrap();
+        let (w, dense) = (matrix(&input, name), matrix(&setup.path("d.safetensors"), name));
+        let loaded = o.load(name).unwrap();
+        assert_eq!(loaded.to_dense::<f32>().mapv(f64::from), dense);
+        let error = difference(&dense, &w);
+        assert!((record["relative_error"].as_f64().unwrap() - error).abs() < 1e-6);
+        assert_eq!(record["params"], loaded.n_params());
+        assert_eq!(record["bytes"], loaded.storage_bytes());
+        assert_eq!(record["structure"], "low_rank");
+        assert_eq!(record["shape"], serde_json::json!([w.nrows(), w.ncols()]));
+        assert!(record["ratio"].as_f64().unwrap() <= 0.5 && record["seconds"].as_f64().unwrap() >= 0.0);
+        assert!(record["weighted_relative_error"].is_null());
+        assert!(!record["guarantee"].is_null() && record["iterations"].is_u64());
+    }
+    assert_eq!(setup.files(), ["d.safetensors", "model.safetensors", "o.safetensors", "r.json"]);
+}
+
+#[test]
+fn compress_all_prints_every_family() {
+    let setup = Setup::new();
+    let output = setup.compress("--tensors embedding --structure all --ratio 0.9 --output best.safetensors");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let table = text(&output.stdout);
+    for entry in structmat::registry::FAMILIES {
+        assert!(
+            table.lines().any(|line| line.starts_with(&format!("| {} ", entry.name))),
+            "{} in\n{table}",
+            entry.name
+        );
+    }
+    assert_eq!(
+        Checkpoint::open(setup.path("best.safetensors")).unwrap().structured().collect::<Vec<_>>(),
+        ["embedding"]
+    );
+}
+
+#[test]
+fn compress_takes_second_moments_and_activations() {
+    let setup = Setup::new();
+    let gram = correlated_gram(16, 5);
+    let mut writer = Writer::new();
+    writer.array("mlp.up.weight", gram.second_moment()).unwrap();
+    writer.array("mlp.down.weight.activations", &gaussian(50, 24, 6)).unwrap();
+    writer.write(setup.path("g.safetensors")).unwrap();
+    let run = |extra: &str, json: &str| -> Vec<serde_json::Value> {
+        let output = setup
+            .compress(&format!("--tensors mlp.*.weight --structure low_rank --rank 4 --output o.safetensors --json {json} {extra}"));
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice(&std::fs::read(setup.path(json)).unwrap()).unwrap()
+    };
+    let (plain, weighted) = (run("", "plain.json"), run("--gram g.safetensors", "weighted.json"));
+    assert!(plain.iter().all(|r| r["weighted_relative_error"].is_null()));
+    for (plain, weighted) in plain.iter().zip(&weighted) {
+        assert!(weighted["weighted_relative_error"].as_f64().unwrap() > 0.0);
+        assert!(weighted["relative_error"].as_f64() >= plain["relative_error"].as_f64());
+    }
+    let output = setup.compress(
+        "--tensors embedding --structure low_rank --rank 1 --gram g.safetensors --output o2.safetensors",
+    );
+    assert!(
+        !output.status.success() && text(&output.stderr).contains("embedding"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn the_same_seed_gives_the_same_file() {
+    let setup = Setup::new();
+    for name in ["a", "b"] {
+        let output =
+            setup.compress(&format!("--tensors * --structure low_rank --ratio 0.5 --seed 7 --output {name}"));
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+    assert!(std::fs::read(setup.path("a")).unwrap() == std::fs::read(setup.path("b")).unwrap());
+}
+
+#[test]
+fn errors_are_one_line_and_leave_nothing_behind() {
+    let setup = Setup::new();
+    let mut writer = Writer::new();
+    let mut bad = gaussian(4, 4, 1);
+    bad[[1, 2]] = f64::NAN;
+    writer.array("bad", &bad).unwrap();
+    writer.array("bad.gram", &gaussian(4, 4, 2)).unwrap();
+    writer.write(setup.path("bad.safetensors")).unwrap();
+    std::fs::write(
+        setup.path("truncated.safetensors"),
+        &std::fs::read(setup.path("model.safetensors")).unwrap()[..300],
+    )
+    .unwrap();
+    std::fs::write(setup.path("o.safetensors"), "precious").unwrap();
+    std::fs::create_dir(setup.path("folder")).unwrap();
+    let before = setup.files();
+    let model = "--input model.safetensors";
+    let rest = "--output o.safetensors --json r.json";
+    for (args, expected) in [
+        (format!("{model} --tensors no.such --structure low_rank --ratio 0.5 {rest}"), "no.such"),
+        (format!("{model} --tensors mlp.up.bias --structure low_rank --ratio 0.5 {rest}"), "[24]"),
+        (format!("{model} --tensors [ --structure low_rank --ratio 0.5 {rest}"), "tensors"),
+        (format!("{model} --tensors * --structure no_such --ratio 0.5 {rest}"), "low_rank"),
+        (format!("{model} --tensors * --structure low_rank --ratio 0.0001 {rest}"), "budget too small"),
+        (format!("{model} --tensors * --structure low_rank --ratio nan {rest}"), "ratio"),
+        (format!("{model} --tensors * --structure low_rank --rank 0 {rest}"), "rank"),
+        (format!("{model} --tensors * --structure low_rank --rank 17 {rest}"), "rank"),
+        (format!("{model} --tensors * --structure low_rank --ratio 0.5 --param no=1 {rest}"), "`no`"),
+        (format!("{model} --tensors * --structure low_rank --ratio 0.5 --blocks 4 {rest}"), "blocks"),
+        (format!("{model} --tensors * --structure low_rank --ratio 0.5 --storage f99 {rest}"), "f99"),
+        (format!("{model} --tensors * --structure low_rank {rest}"), "--ratio"),
+        (format!("{model} --tensors * --structure low_rank --ratio 0.5"), "output"),
+        (
+            format!(
+                "{model} --tensors * --structure low_rank --ratio 0.5 --output o.safetensors --json o.safetensors"
+            ),
+            "different files",
+        ),
+        (format!("{model} --tensors * --structure low_rank --ratio 0.5 --output folder"), "folder"),
+        (
+            format!("{model} --tensors * --structure low_rank --ratio 0.5 --output no/such/o.safetensors"),
+            "no/such",
+        ),
+        (
+            format!("{model} --tensors * --structure low_rank --ratio 0.5 --gram none.safetensors {rest}"),
+            "none.safetensors",
+        ),
+        (
+            format!("--input none.safetensors --tensors * --structure low_rank --ratio 0.5 {rest}"),
+            "none.safetensors",
+        ),
+        (
+            format!("--input truncated.safetensors --tensors * --structure low_rank --ratio 0.5 {rest}"),
+            "truncated",
+        ),
+        (
+            format!("--input bad.safetensors --tensors bad --structure low_rank --ratio 0.9 {rest}"),
+            "non-finite",
+        ),
+        (
+            format!(
+                "--input bad.safetensors --tensors bad.gram --structure low_rank --rank 1 --gram bad.safetensors {rest}"
+            ),
+            "semi-definite",
+        ),
+        (format!("{model} --tensors * --structure all --params 1 {rest}"), "no family"),
+    ] {
+        let output = setup.run("compress", &args.split_whitespace().collect::<Vec<_>>());
+        let message = text(&output.stderr);
+        assert!(!output.status.success(), "accepted: {args}");
+        assert!(message.contains(expected), "{args}\nexpected `{expected}` in: {message}");
+        if output.status.code() == Some(1) {
+            assert_eq!(message.trim().lines().count(), 1, "{message}");
+        }
+        assert_eq!(setup.files(), before, "{args}");
+        assert_eq!(std::fs::read(setup.path("o.safetensors")).unwrap(), b"precious", "{args}");
+    }
+}
+
+#[test]
+fn apply_multiplies_as_the_dense_formula() {
+    let setup = Setup::new();
+    assert!(
+        setup
+            .compress("--tensors mlp.up.weight --structure low_rank --ratio 0.5 --output o.safetensors")
+            .status
+            .success()
+    );
+    let w =
+        Checkpoint::open(setup.path("o.safetensors")).unwrap().load("mlp.up.weight").unwrap().to_dense_f64();
+    let mut writer = Writer::new();
+    let x = gaussian(3, 16, 4);
+    writer.array("x", &x).unwrap();
+    writer.write(setup.path("x.safetensors")).unwrap();
+    let mut writer = Writer::new();
+    let g = gaussian(2, 24, 5).mapv(|v| v as f32);
+    writer.array("x", &g).unwrap();
+    writer.write(setup.path("g.safetensors")).unwrap();
+    let apply = |args: &str| {
+        setup.run("apply", &format!("--output y.safetensors {args}").split_whitespace().collect::<Vec<_>>())
+    };
+    let output = apply("--input o.safetensors --tensor mlp.up.weight --x x.safetensors --threads 2");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(difference(&matrix(&setup.path("y.safetensors"), "y"), &x.dot(&w.t())) < 1e-12);
+    let output = apply("--input o.safetensors --tensor mlp.up.weight --x g.safetensors --transpose");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(difference(&matrix(&setup.path("y.safetensors"), "y"), &g.mapv(f64::from).dot(&w)) < 1e-5);
+    let output = apply("--input model.safetensors --tensor mlp.up.weight --x x.safetensors");
+    assert!(output.status.success(), "a dense tensor: {}", text(&output.stderr));
+    std::fs::remove_file(setup.path("y.safetensors")).unwrap();
+    for (args, expected) in [
+        ("--input o.safetensors --tensor mlp.up.weight --x g.safetensors", "[2, 16]"),
+        ("--input o.safetensors --tensor no.such --x x.safetensors", "no.such"),
+        ("--input o.safetensors --tensor mlp.up.weight --x model.safetensors", "`x`"),
+        ("--input none --tensor mlp.up.weight --x x.safetensors", "none"),
+    ] {
+        let output = apply(args);
+        assert!(
+            output.status.code() == Some(1) && text(&output.stderr).contains(expected),
+            "{args}: {}",
+            text(&output.stderr)
+        );
+        assert!(!setup.path("y.safetensors").exists());
+    }
+}
+
+#[test]
+fn every_tool_has_help() {
+    for name in ["compress", "apply", "efficiency", "swap_linear"] {
+        let output = tool(name).arg("--help").output().unwrap();
+        assert!(output.status.success() && text(&output.stdout).contains("Usage"), "{name}");
+    }
+}
