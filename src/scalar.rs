@@ -1,7 +1,8 @@
 //! The compute types: `f32` and `f64`.
 
-use crate::kernels::{Kernel, Level, Spectrum, SpectrumCache};
+use crate::kernels::{Kernel, Level, PanelProduct, RowScaling, Spectrum, SpectrumCache};
 use crate::matrix::{Operands, StructuredMatrix};
+use crate::storage::Factor;
 use std::fmt::{Debug, Display};
 use std::sync::OnceLock;
 
@@ -39,6 +40,13 @@ pub trait Scalar:
     /// Runs a kernel compiled for one instruction set level.
     #[doc(hidden)]
     fn dispatch<K: Kernel<Self>>(level: Level, kernel: K) -> K::Output;
+    /// A product with the panels of a factor. Compiled for this type in this crate alone: without it, every crate and test that
+    /// multiplies would compile all kernels again.
+    #[doc(hidden)]
+    fn panels(factor: &Factor, product: PanelProduct<'_, Self>);
+    /// A product entry by entry with a row of a factor; compiled here for the same reason.
+    #[doc(hidden)]
+    fn scale(factor: &Factor, scaling: RowScaling<'_, Self>);
     /// Calls the product of this compute type; the bridge from a generic caller to the trait object.
     #[doc(hidden)]
     fn multiply<M: StructuredMatrix + ?Sized>(matrix: &M, operands: Operands<'_, Self>);
@@ -61,6 +69,12 @@ macro_rules! scalar {
             #[inline(always)]
             fn dispatch<K: Kernel<Self>>(level: Level, kernel: K) -> K::Output {
                 crate::kernels::run(level, kernel)
+            }
+            fn panels(factor: &Factor, product: PanelProduct<'_, Self>) {
+                factor.panels(product);
+            }
+            fn scale(factor: &Factor, scaling: RowScaling<'_, Self>) {
+                factor.scaling(scaling);
             }
             #[inline]
             fn multiply<M: StructuredMatrix + ?Sized>(matrix: &M, operands: Operands<'_, Self>) {

@@ -82,19 +82,23 @@ pub(super) struct Job<'a, T, W> {
     pub(super) outputs: Range<usize>,
 }
 
+/// What to multiply with the panels of a source.
+#[derive(Debug)]
+pub struct PanelProduct<'a, T> {
+    /// First row of the stack in the source.
+    pub(crate) first: usize,
+    pub(crate) map: PanelMap,
+    pub(crate) op: Op,
+    pub(crate) x: Rows<'a, T>,
+    pub(crate) y: RowsMut<'a, T>,
+    pub(crate) update: Update,
+    pub(crate) policy: Policy,
+}
+
 /// `Y (+)= X Bᵀ` (forward) or `Y (+)= X B` (transposed), `B` the block diagonal matrix of `map.blocks` blocks that start
 /// at row `first` of `source`. Panics when the operands do not fit.
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn multiply<T: Scalar, W: Source>(
-    source: W,
-    first: usize,
-    map: PanelMap,
-    op: Op,
-    x: Rows<'_, T>,
-    mut y: RowsMut<'_, T>,
-    update: Update,
-    policy: Policy,
-) {
+pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_, T>) {
+    let PanelProduct { first, map, op, x, mut y, update, policy } = product;
     let (row_features, col_features) = (map.blocks * map.rows, map.blocks * map.cols);
     let (outputs, inputs) = op.order(row_features, col_features);
     assert!(source.cols() == map.cols && first + row_features <= source.rows());
@@ -156,16 +160,21 @@ impl<T: Scalar, W: Source> Kernel<T> for Job<'_, T, W> {
     }
 }
 
+/// What to multiply entry by entry with a row of a source.
+#[derive(Debug)]
+pub struct RowScaling<'a, T> {
+    pub(crate) row: usize,
+    /// First column of the row.
+    pub(crate) from: usize,
+    pub(crate) x: &'a [T],
+    pub(crate) y: &'a mut [T],
+    pub(crate) update: Update,
+    pub(crate) policy: Policy,
+}
+
 /// `y (+)= a ∘ x` with `a` the numbers of row `row` of `source` from column `from` on. Panics when they do not fit.
-pub(crate) fn scale<T: Scalar, W: Source>(
-    source: W,
-    row: usize,
-    from: usize,
-    x: &[T],
-    y: &mut [T],
-    update: Update,
-    policy: Policy,
-) {
+pub(crate) fn scale<T: Scalar, W: Source>(source: W, scaling: RowScaling<'_, T>) {
+    let RowScaling { row, from, x, y, update, policy } = scaling;
     assert!(x.len() == y.len() && row < source.rows() && from + x.len() <= source.cols());
     T::dispatch(policy.level, Scale { source, row, from, x, y, update });
 }

@@ -23,6 +23,8 @@ pub(crate) use fft::RealFft;
 #[doc(hidden)]
 pub use fft::{Spectrum, SpectrumCache};
 pub(crate) use file_map::map_file;
-pub(crate) use gemm::{PanelMap, multiply, scale};
+#[doc(hidden)]
+pub use gemm::{PanelMap, PanelProduct, RowScaling};
+pub(crate) use gemm::{multiply, scale};
 pub(crate) use level::run;
 pub(crate) use source::Source;

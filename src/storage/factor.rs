@@ -3,7 +3,7 @@
 use super::{GROUP, Storage, quantize};
 use crate::error::{Error, Result};
 use crate::exec::Policy;
-use crate::kernels::{self, AlignedVec, PanelMap, Rows, RowsMut, Source};
+use crate::kernels::{self, AlignedVec, PanelMap, PanelProduct, RowScaling, Rows, RowsMut, Source};
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
 use half::{bf16, f16};
@@ -261,7 +261,7 @@ impl Factor {
         assert!(block < self.blocks && range.start <= range.end && range.end <= self.rows);
         let first = block * self.rows + range.start;
         let map = PanelMap::contiguous(1, range.len(), self.cols);
-        with_source!(self, source => kernels::multiply(source, first, map, op, x, y, update, policy));
+        T::panels(self, PanelProduct { first, map, op, x, y, update, policy });
     }
 
     /// All matrices of the stack at once, each on its own features. Inputs and outputs of block `b` lie where `map` says;
@@ -276,7 +276,7 @@ impl Factor {
         policy: Policy,
     ) {
         assert!(map.blocks == self.blocks && map.rows == self.rows && map.cols == self.cols);
-        with_source!(self, source => kernels::multiply(source, 0, map, op, x, y, update, policy));
+        T::panels(self, PanelProduct { first: 0, map, op, x, y, update, policy });
     }
 
     /// `y (+)= a ∘ x` for the row `a = A[row, from..]` of matrix `block`, entry by entry.
@@ -292,6 +292,14 @@ impl Factor {
     ) {
         assert!(block < self.blocks && row < self.rows && from + x.len() <= self.cols && x.len() == y.len());
         let row = block * self.rows + row;
-        with_source!(self, source => kernels::scale(source, row, from, x, y, update, policy));
+        T::scale(self, RowScaling { row, from, x, y, update, policy });
+    }
+
+    pub(crate) fn panels<T: Scalar>(&self, product: PanelProduct<'_, T>) {
+        with_source!(self, source => kernels::multiply(source, product));
+    }
+
+    pub(crate) fn scaling<T: Scalar>(&self, scaling: RowScaling<'_, T>) {
+        with_source!(self, source => kernels::scale(source, scaling));
     }
 }
