@@ -26,7 +26,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    const fn of<F: Family>() -> Self {
+    /// The entry of a family; its line in [`FAMILIES`].
+    pub const fn of<F: Family>() -> Self {
         Self {
             name: F::NAME,
             parameters: F::PARAMETERS,
