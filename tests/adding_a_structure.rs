@@ -84,7 +84,9 @@ impl Family for Diagonal {
         let (shape, d) = (parts.shape(), parts.take_factor("d")?);
         match d.shape() == (1, 1, shape.0.min(shape.1)) {
             true => Ok(Self { shape, d }),
-            false => Err(parts.error(format!("d is {:?}, expected (1, 1, {})", d.shape(), shape.0.min(shape.1)))),
+            false => {
+                Err(parts.error(format!("d is {:?}, expected (1, 1, {})", d.shape(), shape.0.min(shape.1))))
+            }
         }
     }
 }
@@ -105,5 +107,8 @@ fn a_structure_is_one_file_and_one_line() {
     let again = Diagonal::from_parts(plain.matrix.parts().into_owned()).unwrap();
     assert_eq!(again.to_dense_f64(), plain.matrix.to_dense_f64());
     let tiny = Request::new().budget(Budget::Params(4));
-    assert!(matches!(ENTRY.project(&w, &tiny, &Objective::Frobenius, &Options::default()), Err(Error::Budget { .. })));
+    assert!(matches!(
+        ENTRY.project(&w, &tiny, &Objective::Frobenius, &Options::default()),
+        Err(Error::Budget { .. })
+    ));
 }

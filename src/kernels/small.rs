@@ -19,37 +19,30 @@ const COLUMNS: usize = 2048;
 pub(super) unsafe fn forward<T: Scalar, S: Simd<T>, W: Source>(simd: S, job: &Job<'_, T, W>) {
     let batch = job.x.rows();
     for block in job.blocks.clone() {
-        let mut row = job.outputs.start;
-        while row < job.outputs.end {
-            let rows = (job.outputs.end - row).min(4);
+        let whole = job.outputs.start + job.outputs.len() / 4 * 4;
+        for row in (job.outputs.start..whole).step_by(4) {
             let mut b = 0;
             while b < batch {
                 // SAFETY: rows and batch rows of the tile are in range by the loop bounds.
                 unsafe {
-                    b += match (rows, batch - b) {
-                        (4, 1) => dot::<T, S, W, 4, 1, 2>(simd, job, block, row, b),
-                        (4, 2) => dot::<T, S, W, 4, 2, 1>(simd, job, block, row, b),
-                        (4, 3) => dot::<T, S, W, 4, 3, 1>(simd, job, block, row, b),
-                        (4, _) => {
-                            dot::<T, S, W, 2, 4, 1>(simd, job, block, row, b);
-                            dot::<T, S, W, 2, 4, 1>(simd, job, block, row + 2, b)
-                        }
-                        (_, 1) => {
-                            for r in row..row + rows {
-                                dot::<T, S, W, 1, 1, 2>(simd, job, block, r, b);
-                            }
-                            1
-                        }
+                    b += match batch - b {
+                        1 => dot::<T, S, W, 4, 1, 2>(simd, job, block, row, b),
+                        2 | 3 => dot::<T, S, W, 4, 2, 1>(simd, job, block, row, b),
                         _ => {
-                            for r in row..row + rows {
-                                dot::<T, S, W, 1, 1, 1>(simd, job, block, r, b);
+                            for row in [row, row + 2] {
+                                dot::<T, S, W, 2, 4, 1>(simd, job, block, row, b);
                             }
-                            1
+                            4
                         }
                     };
                 }
             }
-            row += rows;
+        }
+        for row in whole..job.outputs.end {
+            for b in 0..batch {
+                // SAFETY: as above.
+                unsafe { dot::<T, S, W, 1, 1, 2>(simd, job, block, row, b) };
+            }
         }
     }
 }
@@ -135,8 +128,7 @@ pub(super) unsafe fn transpose<T: Scalar, S: Simd<T>, W: Source>(simd: S, job: &
                 unsafe {
                     b += match batch - b {
                         1 => add_rows::<T, S, W, 8, 1>(simd, job, block, start, end, b),
-                        2 => add_rows::<T, S, W, 4, 2>(simd, job, block, start, end, b),
-                        3 => add_rows::<T, S, W, 2, 3>(simd, job, block, start, end, b),
+                        2 | 3 => add_rows::<T, S, W, 4, 2>(simd, job, block, start, end, b),
                         _ => add_rows::<T, S, W, 2, 4>(simd, job, block, start, end, b),
                     };
                 }
@@ -160,8 +152,11 @@ unsafe fn add_rows<T: Scalar, S: Simd<T>, W: Source, const R: usize, const B: us
     unsafe {
         let mut row = 0;
         let fresh = |row: usize| row == 0 && job.update == Update::Overwrite;
-        if rows == 0 {
-            axpy::<T, S, W, 0, B>(simd, job, block, 0, start..end, b, fresh(0));
+        if rows == 0 && fresh(0) {
+            for i in b..b + B {
+                (start..end)
+                    .for_each(|j| *job.y.0.add(i * job.y_stride + block * job.map.cols + j) = T::default());
+            }
         }
         while row + R <= rows {
             axpy::<T, S, W, R, B>(simd, job, block, row, start..end, b, fresh(row));

@@ -25,12 +25,21 @@ pub(crate) trait Source: Copy + Send + Sync {
     /// `row < rows` and `col < cols`.
     #[inline(always)]
     unsafe fn load_tail<T: Scalar, S: Simd<T>>(&self, simd: S, row: usize, col: usize) -> S::V {
-        let mut tail = [T::default(); 16];
-        for (j, slot) in tail.iter_mut().enumerate().take(self.cols() - col) {
-            *slot = T::narrow(self.get(row, col + j));
-        }
-        // SAFETY: no vector has more than 16 lanes.
+        let mut tail = [T::default(); MAX_LANES];
+        decode(self, row, col, &mut tail);
+        // SAFETY: no vector has more than MAX_LANES lanes.
         unsafe { simd.load(tail.as_ptr()) }
+    }
+}
+
+/// Lanes of the widest vector.
+const MAX_LANES: usize = 16;
+
+/// The last numbers of a row, one by one. Not inlined: it would double the size of every kernel.
+#[inline(never)]
+fn decode<T: Scalar, W: Source>(source: &W, row: usize, col: usize, out: &mut [T; MAX_LANES]) {
+    for (j, slot) in out.iter_mut().enumerate().take(source.cols() - col) {
+        *slot = T::narrow(source.get(row, col + j));
     }
 }
 
