@@ -76,7 +76,7 @@ impl Entry {
 }
 
 /// The families, in the order of tables and reports.
-pub const FAMILIES: &[Entry] = &[Entry::of::<Dense>(), Entry::of::<LowRank>()];
+pub const FAMILIES: &[Entry] = &[Entry::of::<Dense>(), Entry::of::<LowRank>(), Entry::of::<Blast>()];
 
 /// The family called `name`.
 ///
