@@ -75,7 +75,13 @@ impl Entry {
 }
 
 /// The families, in the order of tables and reports.
-pub const FAMILIES: &[Entry] = &[Entry::of::<Dense>(), Entry::of::<LowRank>()];
+pub const FAMILIES: &[Entry] = &[
+    Entry::of::<Dense>(),
+    Entry::of::<LowRank>(),
+    Entry::of::<Kronecker>(),
+    Entry::of::<TensorTrain>(),
+    Entry::of::<Butterfly>(),
+];
 
 /// The family called `name`.
 ///
