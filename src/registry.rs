@@ -76,7 +76,14 @@ impl Entry {
 }
 
 /// The families, in the order of tables and reports.
-pub const FAMILIES: &[Entry] = &[Entry::of::<Dense>(), Entry::of::<LowRank>(), Entry::of::<Blast>()];
+pub const FAMILIES: &[Entry] = &[
+    Entry::of::<Dense>(),
+    Entry::of::<LowRank>(),
+    Entry::of::<Blast>(),
+    Entry::of::<Kronecker>(),
+    Entry::of::<TensorTrain>(),
+    Entry::of::<Butterfly>(),
+];
 
 /// The family called `name`.
 ///

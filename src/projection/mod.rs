@@ -4,12 +4,14 @@
 //! [`Spec`](Family::Spec) with the family's own parameters, an [`Objective`], [`Options`]; a matrix and a [`Report`] back.
 //! The fit itself is in the family's file; what several families need is here.
 
+mod conjugate;
 mod descent;
 mod gram;
 mod report;
 mod request;
 mod run;
 
+pub(crate) use conjugate::least_squares;
 pub(crate) use descent::{Descent, Stop, descend};
 pub use gram::Gram;
 pub use report::{Fit, Guarantee, Projected, Report};
