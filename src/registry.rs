@@ -79,6 +79,9 @@ impl Entry {
 pub const FAMILIES: &[Entry] = &[
     Entry::of::<Dense>(),
     Entry::of::<LowRank>(),
+    Entry::of::<BlockDiagonal>(),
+    Entry::of::<BlockLowRank>(),
+    Entry::of::<Monarch>(),
     Entry::of::<Blast>(),
     Entry::of::<Kronecker>(),
     Entry::of::<TensorTrain>(),

@@ -20,6 +20,7 @@ mod transposed;
 
 pub use direct_sum::DirectSum;
 pub use permuted::Permuted;
+pub(crate) use permuted::{check_permutation, gather, scatter};
 pub use product::Product;
 pub use scaled::Scaled;
 pub use sum::Sum;

@@ -1,6 +1,8 @@
 //! The families: one file each, with type, product, projection and docs.
 
 mod blast;
+mod block_diagonal;
+mod block_grid;
 mod butterfly;
 mod dense;
 mod kronecker;
@@ -9,6 +11,11 @@ pub(crate) mod stack;
 mod tensor_train;
 
 pub use blast::{Blast, BlastMethod, BlastSpec};
+pub use block_diagonal::{BlockDiagonal, BlockDiagonalSpec};
+pub use block_grid::{
+    BlockGrid, BlockGridSpec, BlockLowRank, BlockLowRankSpec, ComplexMonarch, Contiguous, Interleaved,
+    Monarch, MonarchSpec, RowOrder,
+};
 pub use butterfly::{Butterfly, ButterflySpec};
 pub use dense::{Dense, DenseSpec};
 pub use kronecker::{Kronecker, KroneckerSpec};

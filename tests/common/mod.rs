@@ -65,3 +65,25 @@ pub fn member(entry: &Entry, shape: (usize, usize), storage: Storage, seed: u64)
     }
     panic!("{} has no member at {shape:?}", entry.name)
 }
+
+/// `tr(E C Eᵀ)` of the error `E = W - Ŵ`.
+pub fn weighted_energy(w: &Array2<f64>, approximation: &dyn StructuredMatrix, gram: &Gram) -> f64 {
+    Objective::Activations(gram).energy(&(w - &approximation.to_dense_f64()))
+}
+
+/// A second moment of rank `rank`.
+pub fn singular_gram(n: usize, rank: usize, seed: u64) -> Gram {
+    let mut gram = Gram::new(n);
+    gram.accumulate(&gaussian(rank, n, seed)).unwrap();
+    gram
+}
+
+/// Options in double precision: no rounding hides a claim.
+pub fn exactly() -> Options<'static> {
+    Options { storage: Storage::F64, ..Options::default() }
+}
+
+/// Whether no entry is above the one before.
+pub fn falls(history: &[f64]) -> bool {
+    history.windows(2).all(|pair| pair[1] <= pair[0])
+}
