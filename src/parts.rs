@@ -5,6 +5,7 @@
 //! changing storage and files follow from that.
 
 use crate::error::{Error, Result};
+use crate::projection::Family;
 use crate::storage::{Factor, Storage};
 use serde::{Serialize, de::DeserializeOwned};
 use std::borrow::Cow;
@@ -165,6 +166,20 @@ impl<'a> Parts<'a> {
             Some(index) => Err(self.error(format!("index {index} in `{name}` is not below {limit}"))),
             None => Ok(list),
         }
+    }
+
+    /// Takes the next sub-matrix out; it must be of family `F` and have this shape.
+    ///
+    /// # Errors
+    /// [`Error::Record`] when there is none or it is another, and those of [`Family::from_parts`].
+    pub(crate) fn take_child<F: Family>(&mut self) -> Result<F>
+    where
+        'a: 'static,
+    {
+        if self.children.first().is_none_or(|c| c.structure != F::NAME || c.shape != self.shape) {
+            return Err(self.error(format!("expected a `{}` of the same shape", F::NAME)));
+        }
+        F::from_parts(self.children.remove(0))
     }
 
     /// Takes the sub-matrices out, built through the registry.

@@ -86,6 +86,11 @@ pub const FAMILIES: &[Entry] = &[
     Entry::of::<Kronecker>(),
     Entry::of::<TensorTrain>(),
     Entry::of::<Butterfly>(),
+    Entry::of::<Sparse>(),
+    Entry::of::<ColumnSparse>(),
+    Entry::of::<Cur>(),
+    Entry::of::<SparseLowRank>(),
+    Entry::of::<LowRankColumns>(),
 ];
 
 /// The family called `name`.

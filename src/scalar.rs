@@ -1,6 +1,6 @@
 //! The compute types: `f32` and `f64`.
 
-use crate::kernels::{Kernel, Level, PanelProduct, RowScaling, Spectrum, SpectrumCache};
+use crate::kernels::{Kernel, Level, PanelProduct, RowScaling, SparseProduct, Spectrum, SpectrumCache};
 use crate::matrix::{Operands, StructuredMatrix};
 use crate::storage::Factor;
 use std::fmt::{Debug, Display};
@@ -47,6 +47,9 @@ pub trait Scalar:
     /// A product entry by entry with a row of a factor; compiled here for the same reason.
     #[doc(hidden)]
     fn scale(factor: &Factor, scaling: RowScaling<'_, Self>);
+    /// A product with a sparse matrix whose values a factor holds; likewise.
+    #[doc(hidden)]
+    fn sparse(factor: &Factor, product: SparseProduct<'_, Self>);
     /// Calls the product of this compute type; the bridge from a generic caller to the trait object.
     #[doc(hidden)]
     fn multiply<M: StructuredMatrix + ?Sized>(matrix: &M, operands: Operands<'_, Self>);
@@ -75,6 +78,9 @@ macro_rules! scalar {
             }
             fn scale(factor: &Factor, scaling: RowScaling<'_, Self>) {
                 factor.scaling(scaling);
+            }
+            fn sparse(factor: &Factor, product: SparseProduct<'_, Self>) {
+                factor.sparse(product);
             }
             #[inline]
             fn multiply<M: StructuredMatrix + ?Sized>(matrix: &M, operands: Operands<'_, Self>) {

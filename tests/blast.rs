@@ -171,6 +171,7 @@ fn gradient_method_is_monotone_and_recovers() {
 #[test]
 fn no_worse_than_reference_software() {
     let oracle = Oracle::open("blast");
+    let mut worse = Vec::new();
     for case in &oracle.cases {
         let name = case["name"].as_str().unwrap();
         let w = oracle.matrix(case, "input");
@@ -179,8 +180,11 @@ fn no_worse_than_reference_software() {
         let reference = case["rel_error"].as_f64().unwrap();
         println!("{name}: {} in {} s, reference {reference}", got.relative_error, got.seconds);
         // Reference fits that are exact for practical purposes only have to be matched as such.
-        assert!(got.relative_error <= reference.max(1e-5), "{name}: {} > {reference}", got.relative_error);
+        if got.relative_error > reference.max(1e-5) {
+            worse.push(format!("{name}: {} > {reference}", got.relative_error));
+        }
     }
+    assert!(worse.is_empty(), "{worse:#?}");
 }
 
 #[test]

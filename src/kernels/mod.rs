@@ -13,6 +13,7 @@ pub mod roofline;
 pub(crate) mod simd;
 mod small;
 pub(crate) mod source;
+mod sparse;
 mod view;
 
 pub use aligned::AlignedVec;
@@ -28,3 +29,6 @@ pub use gemm::{PanelMap, PanelProduct, RowScaling};
 pub(crate) use gemm::{multiply, scale};
 pub(crate) use level::run;
 pub(crate) use source::Source;
+#[doc(hidden)]
+pub use sparse::{Csr, SparseProduct};
+pub(crate) use sparse::{multiply_sparse, sparse_scratch_len};

@@ -10,6 +10,7 @@ mod gram;
 mod report;
 mod request;
 mod run;
+mod selection;
 
 pub(crate) use conjugate::least_squares;
 pub(crate) use descent::{Descent, Stop, descend};
@@ -17,6 +18,7 @@ pub use gram::Gram;
 pub use report::{Fit, Guarantee, Projected, Report};
 pub use request::{Budget, Request, Size};
 pub use run::{Options, Progress, Run};
+pub(crate) use selection::{largest, select};
 
 use crate::error::{Error, Result};
 use crate::matrix::StructuredMatrix;

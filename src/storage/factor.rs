@@ -3,7 +3,9 @@
 use super::{GROUP, Storage, quantize};
 use crate::error::{Error, Result};
 use crate::exec::Policy;
-use crate::kernels::{self, AlignedVec, PanelMap, PanelProduct, RowScaling, Rows, RowsMut, Source};
+use crate::kernels::{
+    self, AlignedVec, PanelMap, PanelProduct, RowScaling, Rows, RowsMut, Source, SparseProduct,
+};
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
 use half::{bf16, f16};
@@ -301,5 +303,14 @@ impl Factor {
 
     pub(crate) fn scaling<T: Scalar>(&self, scaling: RowScaling<'_, T>) {
         with_source!(self, source => kernels::scale(source, scaling));
+    }
+
+    /// `Y (+)= X Aᵀ` or `Y (+)= X A` for the sparse matrix `A` whose values these are (one block of one row).
+    pub(crate) fn multiply_sparse<T: Scalar>(&self, product: SparseProduct<'_, T>) {
+        T::sparse(self, product);
+    }
+
+    pub(crate) fn sparse<T: Scalar>(&self, product: SparseProduct<'_, T>) {
+        with_source!(self, source => kernels::multiply_sparse(source, product));
     }
 }

@@ -86,6 +86,11 @@ impl LowRank {
         Self::from_parts(Parts::new(Self::NAME, shape).factor("u", u).factor("s", s).factor("v", v))
     }
 
+    /// `U V` of arrays that fit.
+    pub(crate) fn from_arrays(storage: Storage, u: &Array2<f64>, v: &Array2<f64>) -> Self {
+        Self { u: Factor::from_matrix(storage, u), s: None, v: Factor::from_matrix(storage, v) }
+    }
+
     /// The rank of the factors.
     pub fn rank(&self) -> usize {
         self.u.cols()

@@ -4,9 +4,14 @@ mod blast;
 mod block_diagonal;
 mod block_grid;
 mod butterfly;
+mod column_sparse;
+mod cur;
 mod dense;
 mod kronecker;
 mod low_rank;
+mod low_rank_columns;
+mod sparse;
+mod sparse_low_rank;
 pub(crate) mod stack;
 mod tensor_train;
 
@@ -17,7 +22,12 @@ pub use block_grid::{
     Monarch, MonarchSpec, RowOrder,
 };
 pub use butterfly::{Butterfly, ButterflySpec};
+pub use column_sparse::{ColumnSparse, ColumnSparseSpec};
+pub use cur::{Cur, CurMetric, CurSelection, CurSpec, break_even_rank};
 pub use dense::{Dense, DenseSpec};
 pub use kronecker::{Kronecker, KroneckerSpec};
 pub use low_rank::{LowRank, LowRankForm, LowRankSpec};
+pub use low_rank_columns::{ColumnChoice, LowRankColumns, LowRankColumnsSpec};
+pub use sparse::{Sparse, SparsePattern, SparseSpec};
+pub use sparse_low_rank::{SparseLowRank, SparseLowRankMethod, SparseLowRankSpec};
 pub use tensor_train::{TensorTrain, TensorTrainSpec};

@@ -1,0 +1,236 @@
+//! Choosing rows and columns, and the link between them.
+
+use super::{Cur, CurMetric, CurSelection, CurSpec};
+use crate::error::{Error, Result};
+use crate::linalg::{self, SvdMethod, SvdOptions, matmul, matmul_nt, matmul_tn};
+use crate::projection::{Fit, Objective, Run, largest, select};
+use crate::storage::{Factor, Storage};
+use ndarray::{Array2, Axis};
+
+/// Rounds of choosing rows for columns and columns for rows at most.
+const ROUNDS: usize = 4;
+
+/// Pivots below this fraction of the first count as dependent: the link would amplify the rounding of the storage.
+fn dependent(storage: Storage) -> f64 {
+    if storage == Storage::F64 { 1e-7 } else { 1e-4 }
+}
+
+/// Chosen rows and columns.
+#[derive(Debug, Clone, PartialEq)]
+struct Choice {
+    rows: Vec<usize>,
+    cols: Vec<usize>,
+}
+
+pub(super) fn fit(
+    w: &Array2<f64>,
+    spec: &CurSpec,
+    objective: &Objective<'_>,
+    run: &Run<'_>,
+) -> Result<Fit<Cur>> {
+    let (m, n) = w.dim();
+    if spec.rank == 0 || spec.rank > m.min(n) {
+        return Err(Error::parameter("rank", spec.rank, format!("1 to {}", m.min(n))));
+    }
+    let c = objective.second_moment();
+    if let (None, Some(metric)) = (c, spec.metric)
+        && metric != CurMetric::Weight
+    {
+        return Err(Error::parameter(
+            "metric",
+            format!("{metric:?}"),
+            "Weight, where there are no activations",
+        ));
+    }
+    let root = c.map(|c| linalg::symmetric_root(c).map(|(root, ..)| root)).transpose()?;
+    let seen = root.as_ref().map(|root| matmul(w, root, run.threads()));
+    let rank = match spec.energy {
+        None => spec.rank,
+        Some(energy) => rank_of_energy(seen.as_ref().unwrap_or(w), energy, run)?.min(spec.rank),
+    };
+    let plain = independent(w, choose(w, w, rank, spec.selection, run)?, run.storage());
+    let link = |choice: &Choice, weighted: bool| {
+        let (seen, root) = if weighted { (seen.as_ref(), root.as_ref()) } else { (None, None) };
+        build(w, seen, root, choice, spec.fused, run)
+    };
+    let mut best = link(&plain, false)?;
+    let (Some(c), Some(seen)) = (c, &seen) else { return Ok(Fit::local(best, Vec::new())) };
+    let rms: Vec<f64> = c.diag().iter().map(|v| v.max(0.0).sqrt()).collect();
+    let scaled = || Array2::from_shape_fn((m, n), |(i, j)| w[[i, j]] * rms[j]);
+    let aware = match spec.metric {
+        Some(CurMetric::Weight) => plain.clone(),
+        Some(CurMetric::AbsWanda) => {
+            let metric = scaled().mapv(f64::abs);
+            choose(&metric, &metric, rank, spec.selection, run)?
+        }
+        Some(CurMetric::Wanda) => choose(w, &scaled(), rank, spec.selection, run)?,
+        None | Some(CurMetric::Cov) => choose(w, seen, rank, spec.selection, run)?,
+    };
+    let energy = |cur: &Cur| objective.energy(&(w - &crate::StructuredMatrix::to_dense_f64(cur)));
+    let mut least = energy(&best);
+    for choice in [plain, aware] {
+        // Rows are told apart by what the activations see of them.
+        let cur = link(&independent(seen, choice, run.storage()), true)?;
+        let energy = energy(&cur);
+        if energy < least {
+            (best, least) = (cur, energy);
+        }
+    }
+    Ok(Fit::local(best, Vec::new()))
+}
+
+fn rank_of_energy(a: &Array2<f64>, energy: f64, run: &Run<'_>) -> Result<usize> {
+    let values = linalg::singular_values(a, run.threads())?;
+    let goal = energy * values.iter().map(|s| s * s).sum::<f64>();
+    let mut sum = 0.0;
+    let reached = values.iter().position(|s| {
+        sum += s * s;
+        sum >= goal
+    });
+    Ok(reached.map_or(values.len(), |k| k + 1).max(1))
+}
+
+/// `rank` rows and columns. `metric` is what is to be explained, by columns of `w` and rows of `metric`.
+fn choose(
+    w: &Array2<f64>,
+    metric: &Array2<f64>,
+    rank: usize,
+    selection: CurSelection,
+    run: &Run<'_>,
+) -> Result<Choice> {
+    let (m, n) = metric.dim();
+    let vectors = || {
+        let options = SvdOptions { method: SvdMethod::Auto, seed: run.seed(), ..Default::default() };
+        linalg::truncated_svd(metric, rank, &options, run.threads()).map(|found| found.svd)
+    };
+    let both = |rows, cols| Ok(Choice { rows, cols });
+    match selection {
+        CurSelection::Greedy => greedy(w, metric, rank, run),
+        CurSelection::QDeim => {
+            let svd = vectors()?;
+            both(linalg::pivot_columns(&svd.u.t(), rank).0, linalg::pivot_columns(&svd.vt, rank).0)
+        }
+        CurSelection::Deim => {
+            let svd = vectors()?;
+            both(interpolate(svd.u), interpolate(svd.vt.reversed_axes()))
+        }
+        CurSelection::Leverage => {
+            let svd = vectors()?;
+            both(largest(&energies(&svd.u), rank), largest(&energies(&svd.vt.reversed_axes()), rank))
+        }
+        CurSelection::Magnitude => {
+            let transposed = metric.t().to_owned();
+            both(draw(&energies(metric), rank, 1, run), draw(&energies(&transposed), rank, 2, run))
+        }
+        CurSelection::Random => both(draw(&vec![1.0; m], rank, 1, run), draw(&vec![1.0; n], rank, 2, run)),
+    }
+}
+
+/// Squared norms of rows.
+fn energies(a: &Array2<f64>) -> Vec<f64> {
+    a.outer_iter().map(|row| row.dot(&row)).collect()
+}
+
+/// `count` indices without repetition, drawn with probabilities proportional to `weights`.
+fn draw(weights: &[f64], count: usize, stream: u64, run: &Run<'_>) -> Vec<usize> {
+    let mut gaussian = run.gaussian(stream);
+    // The largest weights divided by exponential variates are such a sample.
+    let mut exponential = || 0.5 * (gaussian.sample().powi(2) + gaussian.sample().powi(2));
+    let scores: Vec<f64> = weights.iter().map(|w| w / exponential().max(f64::MIN_POSITIVE)).collect();
+    largest(&scores, count)
+}
+
+/// Discrete empirical interpolation points of the columns of `a`: Gaussian elimination with partial pivoting, whose residuals
+/// vanish at all earlier points.
+fn interpolate(mut a: Array2<f64>) -> Vec<usize> {
+    let (m, r) = a.dim();
+    let mut points = Vec::with_capacity(r);
+    let mut used = vec![false; m];
+    for k in 0..r {
+        let open = (0..m).filter(|&i| !used[i]);
+        let Some(p) = open.max_by(|&i, &j| a[[i, k]].abs().total_cmp(&a[[j, k]].abs()).then(j.cmp(&i)))
+        else {
+            break;
+        };
+        used[p] = true;
+        points.push(p);
+        let pivot = a.row(p).to_owned();
+        if pivot[k] != 0.0 {
+            for mut row in a.outer_iter_mut() {
+                let factor = row[k] / pivot[k];
+                (k + 1..r).for_each(|l| row[l] -= factor * pivot[l]);
+            }
+        }
+    }
+    points
+}
+
+/// Columns for the metric, rows for the columns, columns for the rows, while that explains more; and the same from rows.
+fn greedy(w: &Array2<f64>, metric: &Array2<f64>, rank: usize, run: &Run<'_>) -> Result<Choice> {
+    let threads = run.threads();
+    let (col_kernel, row_kernel) = (linalg::gram(w, threads), matmul_nt(metric, metric, threads));
+    let col_basis = |cols: &[usize]| linalg::qr(&w.select(Axis(1), cols)).q;
+    let row_basis = |rows: &[usize]| linalg::qr(&metric.select(Axis(0), rows).t()).q;
+    // Basis of columns to rows, and back.
+    let rows_for = |q: &Array2<f64>| select(&row_kernel, matmul(&row_kernel, q, threads), rank, run);
+    let cols_for =
+        |q: &Array2<f64>| select(&col_kernel, matmul_tn(w, &matmul(metric, q, threads), threads), rank, run);
+    let explained = |c: &Array2<f64>, r: &Array2<f64>| -> f64 {
+        matmul(&matmul_tn(c, metric, threads), r, threads).iter().map(|v| v * v).sum()
+    };
+    let mut cols = select(&col_kernel, matmul_tn(w, metric, threads), rank, run)?;
+    let mut best: Option<(f64, Choice)> = None;
+    for _ in 0..ROUNDS {
+        let q = col_basis(&cols);
+        let rows = rows_for(&q)?;
+        let p = row_basis(&rows);
+        let energy = explained(&q, &p);
+        if best.as_ref().is_some_and(|(most, _)| energy <= most * (1.0 + 1e-6)) {
+            break;
+        }
+        best = Some((energy, Choice { rows, cols }));
+        cols = cols_for(&p)?;
+    }
+    Ok(best.map_or(Choice { rows: vec![0], cols: vec![0] }, |(_, choice)| choice))
+}
+
+/// The rows and columns that are independent at the precision of `storage`, equally many of both. At least one.
+fn independent(metric: &Array2<f64>, choice: Choice, storage: Storage) -> Choice {
+    let keep = |a: Array2<f64>, list: &[usize]| -> Vec<usize> {
+        let (order, pivots) = linalg::pivot_columns(&a, list.len());
+        let limit = dependent(storage) * pivots.first().copied().unwrap_or(0.0);
+        let count = pivots.iter().take_while(|&&p| p > limit).count();
+        order[..count].iter().map(|&k| list[k]).collect()
+    };
+    let mut cols = keep(metric.select(Axis(1), &choice.cols), &choice.cols);
+    let mut rows = keep(metric.select(Axis(0), &choice.rows).reversed_axes(), &choice.rows);
+    let rank = rows.len().min(cols.len());
+    if rank == 0 {
+        return Choice { rows: vec![0], cols: vec![0] };
+    }
+    rows.truncate(rank);
+    cols.truncate(rank);
+    Choice { rows, cols }
+}
+
+/// `C U R` with the best link for these rows and columns.
+fn build(
+    w: &Array2<f64>,
+    seen: Option<&Array2<f64>>,
+    root: Option<&Array2<f64>>,
+    choice: &Choice,
+    fused: bool,
+    run: &Run<'_>,
+) -> Result<Cur> {
+    let (c, r) = (w.select(Axis(1), &choice.cols), w.select(Axis(0), &choice.rows));
+    let right = root.map_or_else(|| r.clone(), |root| matmul(&r, root, run.threads()));
+    let half = linalg::lstsq(&c, seen.unwrap_or(w))?;
+    let link = linalg::lstsq(&right.t(), &half.t())?.reversed_axes();
+    let factor = |a: &Array2<f64>| Factor::from_matrix(run.storage(), a);
+    let (c, u) = match fused {
+        true => (factor(&matmul(&c, &link, run.threads())), None),
+        false => (factor(&c), Some(factor(&link))),
+    };
+    let list = |list: &[usize]| list.iter().map(|&i| i as u32).collect();
+    Ok(Cur { c, u, r: factor(&r), rows: list(&choice.rows), cols: list(&choice.cols) })
+}

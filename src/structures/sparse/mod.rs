@@ -1,0 +1,258 @@
+//! Sparse matrices: free positions, `n:m` groups or small blocks.
+
+mod fit;
+
+pub(crate) use fit::{Support, refit};
+
+use crate::error::{Error, Result};
+use crate::kernels::{Csr, SparseProduct, sparse_scratch_len};
+use crate::matrix::{Multiply, Operands, StructuredMatrix};
+use crate::parts::Parts;
+use crate::projection::{Family, Fit, Objective, Request, Run};
+use crate::random::Gaussian;
+use crate::scalar::Scalar;
+use crate::storage::{Factor, Storage};
+use ndarray::Array2;
+use std::str::FromStr;
+
+/// $W_{ij} = v_p$ where $(i, j)$ is the $p$-th kept position, 0 elsewhere: compressed sparse rows.
+///
+/// Parameters and multiply-adds: the number of kept positions; each also takes a column index of 4 bytes, and each row a
+/// pointer. Values may have any storage; groups of an integer storage run along the stream of values.
+///
+/// Projection: the entries of largest magnitude, which is optimal; so it is for a diagonal $C$ with the scores
+/// $W_{ij}^2 C_{jj}$. For any other $C$ the values are refitted on both of these supports, row by row
+/// $w_s = (W C)_s C_{ss}^{-1}$ by conjugate gradients that share one product with $C$ per step; the better one is kept. Every
+/// step lowers the error, and it is never above that of the plain projection.
+///
+/// Source: S. Han et al., "Learning both weights and connections for efficient neural networks", 2015; A. Mishra et al.,
+/// "Accelerating sparse deep neural networks", 2021 (`n:m`).
+///
+/// ```
+/// use structmat::prelude::*;
+/// use structmat::ndarray::array;
+/// let w = array![[3.0f32, 0.1, 0.0], [0.2, -2.0, 0.3]];
+/// let spec = SparseSpec { nnz: 2, ..Default::default() };
+/// let sparse = Sparse::project(&w, &spec, &Objective::Frobenius, &Options::default())?.matrix;
+/// assert_eq!(sparse.to_dense::<f32>(), array![[3.0, 0.0, 0.0], [0.0, -2.0, 0.0]]);
+/// # Ok::<(), structmat::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sparse {
+    shape: (usize, usize),
+    values: Factor,
+    cols: Vec<u32>,
+    starts: Vec<u32>,
+}
+
+/// Which positions may be kept together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SparsePattern {
+    /// Any.
+    #[default]
+    Unstructured,
+    /// `n` of every `m` consecutive entries of a row.
+    NofM {
+        /// Kept.
+        n: usize,
+        /// Of these many.
+        m: usize,
+    },
+    /// Whole `size x size` blocks of a grid; those at the edges are cut.
+    Block {
+        /// Rows and columns.
+        size: usize,
+    },
+}
+
+impl FromStr for SparsePattern {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = || Error::parameter("pattern", text, "unstructured, n:m with 1 <= n <= m, or block=b");
+        let number = |part: &str| part.parse::<usize>().ok().filter(|&v| v > 0).ok_or_else(bad);
+        if text == "unstructured" {
+            Ok(SparsePattern::Unstructured)
+        } else if let Some(size) = text.strip_prefix("block=") {
+            Ok(SparsePattern::Block { size: number(size)? })
+        } else {
+            let (n, m) = text.split_once(':').ok_or_else(bad)?;
+            let (n, m) = (number(n)?, number(m)?);
+            if n <= m { Ok(SparsePattern::NofM { n, m }) } else { Err(bad()) }
+        }
+    }
+}
+
+/// Parameters of [`Sparse`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SparseSpec {
+    /// Positions kept, at most `out * in`. `n:m` patterns determine it; of blocks as many are kept as surely fit.
+    pub nnz: usize,
+    /// Which positions may be kept together.
+    pub pattern: SparsePattern,
+}
+
+impl Default for SparseSpec {
+    fn default() -> Self {
+        Self { nnz: 1, pattern: SparsePattern::default() }
+    }
+}
+
+impl Sparse {
+    /// From values (1 x nnz), their columns, and where the values of each row start (`out + 1` pointers).
+    ///
+    /// # Errors
+    /// [`Error::Record`] when they do not fit together: columns must ascend within a row.
+    pub fn new(shape: (usize, usize), values: Factor, cols: Vec<u32>, starts: Vec<u32>) -> Result<Self> {
+        let parts = Parts::new(Self::NAME, shape);
+        Self::from_parts(parts.factor("values", values).index("cols", cols).index("starts", starts))
+    }
+
+    /// The entries of `w` on a support.
+    pub(crate) fn keep(storage: Storage, w: &Array2<f64>, support: Support) -> Self {
+        let kept: Vec<f64> = support.positions().map(|at| w[at]).collect();
+        let values = Factor::from_fn(storage, (1, 1, kept.len()), |_, _, p| kept[p]);
+        Self { shape: w.dim(), values, cols: support.cols, starts: support.starts }
+    }
+
+    /// Number of kept positions.
+    pub fn nnz(&self) -> usize {
+        self.cols.len()
+    }
+
+    /// The kept positions, row by row.
+    pub fn positions(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        fit::positions(&self.starts, &self.cols)
+    }
+}
+
+impl<T: Scalar> Multiply<T> for Sparse {
+    fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
+        let csr = Csr { starts: &self.starts, cols: &self.cols };
+        let policy = work.policy;
+        let (scratch, _) = work.slice(sparse_scratch_len(x.rows(), self.shape.0, self.shape.1));
+        self.values.multiply_sparse(SparseProduct { csr, op, x, y, update, scratch, policy });
+    }
+}
+
+impl StructuredMatrix for Sparse {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+    fn flops(&self, batch: usize) -> u64 {
+        2 * batch as u64 * self.nnz() as u64
+    }
+    fn scratch_len(&self, batch: usize) -> usize {
+        let len = sparse_scratch_len(batch, self.shape.0, self.shape.1);
+        crate::exec::Workspace::<f32>::slice_len(len)
+    }
+    fn to_dense_f64(&self) -> Array2<f64> {
+        let mut w = Array2::zeros(self.shape);
+        for (p, at) in self.positions().enumerate() {
+            w[at] = self.values.get(0, 0, p);
+        }
+        w
+    }
+    fn parts(&self) -> Parts<'_> {
+        Parts::new(Self::NAME, self.shape)
+            .factor("values", &self.values)
+            .index("cols", &self.cols)
+            .index("starts", &self.starts)
+    }
+    fn clone_box(&self) -> Box<dyn StructuredMatrix> {
+        Box::new(self.clone())
+    }
+}
+
+/// The most positions that 4-byte pointers can count.
+pub(crate) fn most_positions((out, inp): (usize, usize)) -> usize {
+    out.saturating_mul(inp).min(u32::MAX as usize)
+}
+
+/// `density` of a request as a number of positions, at least 1.
+pub(crate) fn density(request: &Request, shape: (usize, usize)) -> Result<Option<usize>> {
+    match request.get::<f64>("density")? {
+        None => Ok(None),
+        Some(d) if d > 0.0 && d <= 1.0 => Ok(Some(
+            ((d * shape.0 as f64 * shape.1 as f64 + 1e-9) as usize).clamp(1, most_positions(shape).max(1)),
+        )),
+        Some(d) => Err(Error::parameter("density", d, "above 0, at most 1")),
+    }
+}
+
+impl Family for Sparse {
+    const NAME: &'static str = "sparse";
+    const PARAMETERS: &'static [(&'static str, &'static str)] = &[
+        ("nnz", "number of kept entries"),
+        ("density", "kept entries as a fraction of all"),
+        ("pattern", "`unstructured` (default), `n:m` (such as `2:4`) or `block=b`"),
+    ];
+    type Spec = SparseSpec;
+
+    fn spec((out, inp): (usize, usize), request: &Request) -> Result<SparseSpec> {
+        let pattern = request.get("pattern")?.unwrap_or_default();
+        let size = |nnz: usize| request.size().factor(1, 1, nnz).indices(nnz.saturating_add(out + 1));
+        let first = match pattern {
+            SparsePattern::Block { size } => size.saturating_mul(size).min(out.saturating_mul(inp)),
+            _ => 1,
+        };
+        if let SparsePattern::NofM { n, m } = pattern {
+            let nnz = out.saturating_mul(inp / m * n + (inp % m).min(n));
+            request.require(Self::NAME, (out, inp), size(nnz))?;
+            return Ok(SparseSpec { nnz, pattern });
+        }
+        let nnz = match density(request, (out, inp))? {
+            Some(nnz) => request.require(Self::NAME, (out, inp), size(nnz)).map(|()| nnz)?,
+            None => {
+                request.choose(Self::NAME, (out, inp), "nnz", first..=most_positions((out, inp)), size)?
+            }
+        };
+        Ok(SparseSpec { nnz, pattern })
+    }
+
+    fn fit(
+        w: &Array2<f64>,
+        spec: &SparseSpec,
+        objective: &Objective<'_>,
+        run: &Run<'_>,
+    ) -> Result<Fit<Self>> {
+        fit::fit(w, spec, objective, run)
+    }
+
+    fn random(shape: (usize, usize), spec: &SparseSpec, storage: Storage, seed: u64) -> Result<Self> {
+        let mut gaussian = Gaussian::new(seed);
+        let scores = gaussian.matrix(shape.0, shape.1, 1.0).mapv(|v| v * v);
+        let support = Support::choose(&scores, spec)?;
+        let scale = (shape.0 as f64 / support.cols.len().max(1) as f64).sqrt();
+        Ok(Self::keep(storage, &gaussian.matrix(shape.0, shape.1, scale), support))
+    }
+
+    fn from_parts(mut parts: Parts<'static>) -> Result<Self> {
+        let (m, n) = parts.shape();
+        let values = parts.take_factor("values")?;
+        let nnz = values.cols();
+        let cols = parts.take_indices("cols", n)?;
+        let starts = parts.take_indices("starts", nnz.saturating_add(1))?;
+        let fits = values.shape() == (1, 1, nnz)
+            && cols.len() == nnz
+            && starts.len() == m + 1
+            && starts[0] == 0
+            && starts[m] as usize == nnz
+            && starts.windows(2).all(|pair| {
+                pair[0] <= pair[1]
+                    && cols[pair[0] as usize..pair[1] as usize].windows(2).all(|two| two[0] < two[1])
+            });
+        match fits {
+            true => Ok(Self { shape: (m, n), values, cols, starts }),
+            false => Err(parts.error(format!(
+                "values {:?}, {} columns, {} row pointers: expected (1, 1, nnz), nnz that ascend in each row, {} from 0 to nnz",
+                values.shape(),
+                cols.len(),
+                starts.len(),
+                m + 1
+            ))),
+        }
+    }
+}
