@@ -3,8 +3,9 @@
 use crate::kernels::{Kernel, Level, PanelProduct, RowScaling, SparseProduct, Spectrum, SpectrumCache};
 use crate::matrix::{Operands, StructuredMatrix};
 use crate::storage::Factor;
+use rustfft::{Fft, FftDirection, FftPlanner};
 use std::fmt::{Debug, Display};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 mod sealed {
     pub trait Sealed {}
@@ -50,6 +51,9 @@ pub trait Scalar:
     /// A product with a sparse matrix whose values a factor holds; likewise.
     #[doc(hidden)]
     fn sparse(factor: &Factor, product: SparseProduct<'_, Self>);
+    /// A complex transform; likewise.
+    #[doc(hidden)]
+    fn plan_fft(len: usize, direction: FftDirection) -> Arc<dyn Fft<Self>>;
     /// Calls the product of this compute type; the bridge from a generic caller to the trait object.
     #[doc(hidden)]
     fn multiply<M: StructuredMatrix + ?Sized>(matrix: &M, operands: Operands<'_, Self>);
@@ -81,6 +85,9 @@ macro_rules! scalar {
             }
             fn sparse(factor: &Factor, product: SparseProduct<'_, Self>) {
                 factor.sparse(product);
+            }
+            fn plan_fft(len: usize, direction: FftDirection) -> Arc<dyn Fft<Self>> {
+                FftPlanner::new().plan_fft(len, direction)
             }
             #[inline]
             fn multiply<M: StructuredMatrix + ?Sized>(matrix: &M, operands: Operands<'_, Self>) {

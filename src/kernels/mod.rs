@@ -20,9 +20,9 @@ pub use aligned::AlignedVec;
 pub use level::{Kernel, Level};
 pub use view::{Rows, RowsMut};
 
-pub(crate) use fft::RealFft;
+pub(crate) use fft::{Cosine, RealFft, fft2};
 #[doc(hidden)]
-pub use fft::{Spectrum, SpectrumCache};
+pub use fft::{Spectrum, SpectrumCache, Term};
 pub(crate) use file_map::map_file;
 #[doc(hidden)]
 pub use gemm::{PanelMap, PanelProduct, RowScaling};

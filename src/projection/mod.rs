@@ -7,6 +7,7 @@
 mod conjugate;
 mod descent;
 mod gram;
+mod linear;
 mod report;
 mod request;
 mod run;
@@ -15,6 +16,7 @@ mod selection;
 pub(crate) use conjugate::least_squares;
 pub(crate) use descent::{Descent, Stop, descend};
 pub use gram::Gram;
+pub(crate) use linear::{Solution, Weighted};
 pub use report::{Fit, Guarantee, Projected, Report};
 pub use request::{Budget, Request, Size};
 pub use run::{Options, Progress, Run};

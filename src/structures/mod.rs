@@ -1,12 +1,16 @@
 //! The families: one file each, with type, product, projection and docs.
 
 mod blast;
+mod block_circulant;
 mod block_diagonal;
 mod block_grid;
 mod butterfly;
+mod circulant;
+mod circulant_diagonal;
 mod column_sparse;
 mod cur;
 mod dense;
+mod fourier;
 mod kronecker;
 mod low_rank;
 mod low_rank_columns;
@@ -24,10 +28,18 @@ pub use block_grid::{
 pub use butterfly::{Butterfly, ButterflySpec};
 pub use column_sparse::{ColumnSparse, ColumnSparseSpec};
 pub use cur::{Cur, CurMetric, CurSelection, CurSpec, break_even_rank};
+mod spectral;
+mod toeplitz;
+
+pub use block_circulant::{BlockCirculant, BlockCirculantSpec};
+pub use circulant::{Circulant, CirculantSpec};
+pub use circulant_diagonal::{CirculantDiagonal, CirculantDiagonalSpec};
 pub use dense::{Dense, DenseSpec};
+pub use fourier::{Fourier, FourierSpec, FourierTransform};
 pub use kronecker::{Kronecker, KroneckerSpec};
 pub use low_rank::{LowRank, LowRankForm, LowRankSpec};
 pub use low_rank_columns::{ColumnChoice, LowRankColumns, LowRankColumnsSpec};
 pub use sparse::{Sparse, SparsePattern, SparseSpec};
 pub use sparse_low_rank::{SparseLowRank, SparseLowRankMethod, SparseLowRankSpec};
 pub use tensor_train::{TensorTrain, TensorTrainSpec};
+pub use toeplitz::{Toeplitz, ToeplitzForm, ToeplitzSpec};

@@ -1,0 +1,382 @@
+//! Block-circulant matrices.
+
+use super::spectral::{for_rows, scratch_len, spectrum_of, transform_flops};
+use crate::error::{Error, Result};
+use crate::exec::Workspace;
+use crate::kernels::{PanelMap, RealFft, Spectrum, SpectrumCache};
+use crate::linalg::SpdSolver;
+use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
+use crate::parts::Parts;
+use crate::projection::{Family, Fit, Objective, Request, Run, Weighted};
+use crate::random::Gaussian;
+use crate::scalar::Scalar;
+use crate::storage::{Factor, Storage};
+use ndarray::{Array2, Array3, ArrayRef2, s};
+use num_complex::Complex;
+
+/// Blocks up to this size are expanded to a dense matrix on first use: transforms would save less than they cost.
+const DENSE_BLOCK: usize = 4;
+
+/// Added to the diagonal of the systems of the projection, relative to its mean.
+const RIDGE: f64 = 1e-10;
+
+/// Circulant blocks of `p x p` in a grid of `ceil(out / p) x ceil(in / p)`:
+/// `W[I p + i, J p + j] = c[I, J, (i - j) mod p]`, with the last blocks cut to the shape.
+///
+/// Parameters: `ceil(out / p) ceil(in / p) p`, about `out * in / p`; `p = 1` is the dense matrix and `p = max(out, in)` the circulant
+/// one. Product: a Fourier transform of each input block, one complex `out / p x in / p` matrix per frequency, and a transform of each
+/// output block; about `2 out * in / p` real multiply-adds with as many weights. Blocks of up to 4 are multiplied as a dense matrix.
+///
+/// Projection: each `c` is the mean of the entries that it stands for, the optimum. With activations, the optimum solves one
+/// system of `in / p` unknowns per frequency where `p` divides both sides; for other shapes these systems precondition conjugate gradients
+/// on the normal equations.
+///
+/// Source: C. Ding et al., "CirCNN: accelerating and compressing deep neural networks using block-circulant weight matrices", 2017.
+///
+/// ```
+/// use structmat::prelude::*;
+/// use structmat::ndarray::Array2;
+/// let w = Array2::from_shape_fn((8, 12), |(i, j)| ((i + 4 - j % 4) % 4) as f32);
+/// let fit = BlockCirculant::project(&w, &BlockCirculantSpec { block: 4 }, &Objective::Frobenius, &Options::default())?;
+/// assert!(fit.report.relative_error < 1e-6);
+/// assert_eq!(fit.matrix.n_params(), 8 * 12 / 4);
+/// # Ok::<(), structmat::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockCirculant {
+    shape: (usize, usize),
+    c: Factor,
+    cache: SpectrumCache,
+}
+
+/// Parameters of [`BlockCirculant`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockCirculantSpec {
+    /// Rows and columns of a block, at most `max(out, in)`.
+    pub block: usize,
+}
+
+fn grid((m, n): (usize, usize), p: usize) -> (usize, usize) {
+    (m.div_ceil(p), n.div_ceil(p))
+}
+
+impl BlockCirculant {
+    /// From the first columns `c` of the blocks (`ceil(out / p)` x `ceil(in / p)` x `p`).
+    ///
+    /// # Errors
+    /// [`Error::Record`] when `c` has another shape.
+    pub fn new(shape: (usize, usize), c: Factor) -> Result<Self> {
+        Self::from_parts(Parts::new(Self::NAME, shape).factor("c", c))
+    }
+
+    /// Rows and columns of a block.
+    pub fn block(&self) -> usize {
+        self.c.cols()
+    }
+
+    fn is_dense(&self) -> bool {
+        self.block() <= DENSE_BLOCK
+    }
+
+    /// The weights that products use: `W` itself, or `[Re, -Im; Im, Re]` per bin, whose transpose is the adjoint.
+    fn spectrum<T: Scalar>(&self) -> &Spectrum<T> {
+        self.cache.get(|| {
+            let storage = if size_of::<T>() == 4 { Storage::F32 } else { Storage::F64 };
+            if self.is_dense() {
+                let factor = Some(Factor::from_matrix(storage, &self.to_dense_f64()));
+                return Spectrum { factor, ..Default::default() };
+            }
+            let (a, b, p) = self.c.shape();
+            let plan = RealFft::<T>::new(p);
+            let mut bins = Array3::<Complex<f64>>::zeros((a, b, plan.bins()));
+            let mut row = vec![0.0; p];
+            for i in 0..a {
+                for j in 0..b {
+                    self.c.decode_row(i, j, 0, &mut row);
+                    bins.slice_mut(s![i, j, ..])
+                        .iter_mut()
+                        .zip(spectrum_of(&row))
+                        .for_each(|(to, z)| *to = z);
+                }
+            }
+            let factor = Factor::from_fn(storage, (plan.bins(), 2 * a, 2 * b), |f, i, j| {
+                let z = bins[[i % a, j % b, f]];
+                match (i < a, j < b) {
+                    (true, true) | (false, false) => z.re,
+                    (true, false) => -z.im,
+                    (false, true) => z.im,
+                }
+            });
+            Spectrum { plans: vec![plan], factor: Some(factor), ..Default::default() }
+        })
+    }
+
+    fn task_len(&self) -> usize {
+        self.block() / 2 + 1 + self.cache.scratch_len(&[self.block()])
+    }
+}
+
+impl<T: Scalar> Multiply<T> for BlockCirculant {
+    fn multiply(&self, Operands { op, x, mut y, update, work }: Operands<'_, T>) {
+        if self.c.len() == 0 {
+            if update == Update::Overwrite {
+                y.fill(T::zero());
+            }
+            return;
+        }
+        let Spectrum { plans, factor, .. } = self.spectrum::<T>();
+        let Some(factor) = factor else { return };
+        if self.is_dense() {
+            return factor.multiply(op, x, y, update, work.policy);
+        }
+        let (plan, p, batch, policy) = (&plans[0], self.block(), x.rows(), work.policy);
+        let (a, b, _) = self.c.shape();
+        let (outputs, inputs) = op.order(a, b);
+        let bins = plan.bins();
+        let (mut x_bins, work) = work.matrix(batch, bins * 2 * inputs);
+        let (mut y_bins, mut work) = work.matrix(batch, bins * 2 * outputs);
+        let transforms = |blocks: usize| blocks as u64 * transform_flops(p);
+        for_rows(
+            x,
+            x_bins.reborrow(),
+            work.reborrow(),
+            self.task_len(),
+            transforms(inputs),
+            &|x, to, scratch| {
+                let (z, scratch) = scratch.split_at_mut(bins);
+                for (j, x) in x.chunks(p).enumerate() {
+                    plan.forward(x, z, scratch);
+                    for (z, to) in z.iter().zip(to.chunks_exact_mut(2 * inputs)) {
+                        (to[j], to[inputs + j]) = (z.re, z.im);
+                    }
+                }
+            },
+        );
+        let map = PanelMap::contiguous(bins, 2 * a, 2 * b);
+        factor.multiply_blocks(map, op, x_bins.as_rows(), y_bins.reborrow(), Update::Overwrite, policy);
+        for_rows(y_bins.as_rows(), y, work, self.task_len(), transforms(outputs), &|from, y, scratch| {
+            let (z, scratch) = scratch.split_at_mut(bins);
+            for (i, y) in y.chunks_mut(p).enumerate() {
+                for (z, from) in z.iter_mut().zip(from.chunks_exact(2 * outputs)) {
+                    *z = Complex::new(from[i], from[outputs + i]);
+                }
+                plan.inverse(z, y, update, scratch);
+            }
+        });
+    }
+}
+
+impl StructuredMatrix for BlockCirculant {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+    fn flops(&self, batch: usize) -> u64 {
+        let (a, b, p) = self.c.shape();
+        if self.is_dense() {
+            return 2 * batch as u64 * self.shape.0 as u64 * self.shape.1 as u64;
+        }
+        let products = 8 * (a * b) as u64 * (p / 2 + 1) as u64;
+        batch as u64 * ((a + b) as u64 * transform_flops(p) + products)
+    }
+    fn scratch_len(&self, batch: usize) -> usize {
+        if self.c.len() == 0 || self.is_dense() {
+            return Workspace::<f32>::slice_len(0);
+        }
+        let (a, b, p) = self.c.shape();
+        let panel = |blocks: usize| Workspace::<f32>::matrix_len(batch, (p / 2 + 1) * 2 * blocks);
+        panel(a) + panel(b) + scratch_len(batch, self.task_len())
+    }
+    fn to_dense_f64(&self) -> Array2<f64> {
+        let (c, p) = (self.c.to_array(), self.block());
+        Array2::from_shape_fn(self.shape, |(i, j)| c[[i / p, j / p, (i % p + p - j % p) % p]])
+    }
+    fn parts(&self) -> Parts<'_> {
+        Parts::new(Self::NAME, self.shape).factor("c", &self.c)
+    }
+    fn clone_box(&self) -> Box<dyn StructuredMatrix> {
+        Box::new(self.clone())
+    }
+}
+
+impl Family for BlockCirculant {
+    const NAME: &'static str = "block_circulant";
+    const PARAMETERS: &'static [(&'static str, &'static str)] = &[("block", "rows and columns of a block")];
+    type Spec = BlockCirculantSpec;
+
+    fn spec(shape: (usize, usize), request: &Request) -> Result<BlockCirculantSpec> {
+        let largest = shape.0.max(shape.1).max(1);
+        let size = |p: usize| request.size().factor(grid(shape, p).0, grid(shape, p).1, p);
+        if let Some(block) = request.get_in("block", 1..=largest)? {
+            request.require(Self::NAME, shape, size(block))?;
+            return Ok(BlockCirculantSpec { block });
+        }
+        if request.the_budget().is_none() {
+            return Err(Error::parameter("block", "nothing", "a value, or a budget"));
+        }
+        request.require(Self::NAME, shape, size(largest))?;
+        // The fewer rows a block has, the more parameters.
+        let block = (1..=largest).find(|&p| request.allows(shape, size(p))).unwrap_or(largest);
+        Ok(BlockCirculantSpec { block })
+    }
+
+    fn fit(
+        w: &Array2<f64>,
+        spec: &BlockCirculantSpec,
+        objective: &Objective<'_>,
+        run: &Run<'_>,
+    ) -> Result<Fit<Self>> {
+        let (shape, p) = (w.dim(), spec.block);
+        check_block(shape, p)?;
+        Ok(fit_blocks(w, p, objective, run)?.map(|theta| member(shape, p, run.storage(), &theta)))
+    }
+
+    fn random(shape: (usize, usize), spec: &BlockCirculantSpec, storage: Storage, seed: u64) -> Result<Self> {
+        check_block(shape, spec.block)?;
+        let (a, b) = grid(shape, spec.block);
+        let c = Gaussian::new(seed).matrix(a * b, spec.block, (shape.1.max(1) as f64).powf(-0.5));
+        Self::new(shape, Factor::from_fn(storage, (a, b, spec.block), |i, j, k| c[[i * b + j, k]]))
+    }
+
+    fn from_parts(mut parts: Parts<'static>) -> Result<Self> {
+        let c = parts.take_factor("c")?;
+        let (shape, p) = (parts.shape(), c.cols());
+        if p == 0 || p > shape.0.max(shape.1).max(1) || (c.blocks(), c.rows()) != grid(shape, p) {
+            return Err(
+                parts.error(format!("c is {:?}, expected ceil(out / p) x ceil(in / p) x p", c.shape()))
+            );
+        }
+        Ok(Self { shape, c, cache: SpectrumCache::default() })
+    }
+}
+
+fn check_block((m, n): (usize, usize), p: usize) -> Result<()> {
+    let largest = m.max(n).max(1);
+    match p {
+        p if p == 0 || p > largest => Err(Error::parameter("block", p, format!("1 to {largest}"))),
+        _ => Ok(()),
+    }
+}
+
+fn member(shape: (usize, usize), p: usize, storage: Storage, theta: &[f64]) -> BlockCirculant {
+    let (a, b) = grid(shape, p);
+    let c = Factor::from_fn(storage, (a, b, p), |i, j, k| theta[(i * b + j) * p + k]);
+    BlockCirculant { shape, c, cache: SpectrumCache::default() }
+}
+
+/// The first columns (grid x `p`, row-major) of the best block-circulant matrix.
+pub(super) fn fit_blocks(
+    w: &Array2<f64>,
+    p: usize,
+    objective: &Objective<'_>,
+    run: &Run<'_>,
+) -> Result<Fit<Vec<f64>>> {
+    let shape = w.dim();
+    let counts = diagonal_sums(&Array2::ones((shape.1, shape.0)), p);
+    let plain: Vec<f64> = diagonal_sums(&w.t(), p).iter().zip(&counts).map(|(h, n)| h / n.max(1.0)).collect();
+    let Some(c) = objective.second_moment() else { return Ok(Fit::optimal(plain)) };
+    let weighted = Weighted::new(w, c, run);
+    let systems = Systems::new(c, p, run)?;
+    let solution = weighted.solve(
+        plain,
+        None,
+        |theta| Ok(member(shape, p, Storage::F64, theta)),
+        |e| diagonal_sums(e, p),
+        |r| systems.solve(r),
+    )?;
+    Ok(solution.into_fit())
+}
+
+/// `h[I, J, k] = sum of E[I p + i, J p + j]` over `(i - j) mod p = k`, of `Eᵀ` (in x out).
+fn diagonal_sums(e: &ArrayRef2<f64>, p: usize) -> Vec<f64> {
+    let (a, b) = grid((e.ncols(), e.nrows()), p);
+    let mut sums = vec![0.0; a * b * p];
+    for (j, column) in e.outer_iter().enumerate() {
+        for (i, value) in column.iter().enumerate() {
+            sums[((i / p) * b + j / p) * p + (i % p + p - j % p) % p] += value;
+        }
+    }
+    sums
+}
+
+/// One symmetric system per bin: the normal equations where `p` divides both sides.
+struct Systems {
+    p: usize,
+    b: usize,
+    bins: Vec<SpdSolver>,
+}
+
+impl Systems {
+    fn new(c: &Array2<f64>, p: usize, run: &Run<'_>) -> Result<Self> {
+        let b = c.nrows().div_ceil(p);
+        let g = transforms(&diagonal_sums(c, p), p);
+        let bins = (0..p / 2 + 1).map(|f| {
+            run.check()?;
+            let z = |i: usize, j: usize| g[[i * b + j, f]];
+            // Real bins need no imaginary half. The means remove rounding from the symmetry.
+            let gram = match is_real(f, p) {
+                true => Array2::from_shape_fn((b, b), |(i, j)| 0.5 * (z(i, j).re + z(j, i).re)),
+                false => Array2::from_shape_fn((2 * b, 2 * b), |(i, j)| {
+                    let (u, v) = (z(i % b, j % b), z(j % b, i % b));
+                    match (i < b, j < b) {
+                        (true, true) | (false, false) => 0.5 * (u.re + v.re),
+                        (true, false) => 0.5 * (u.im - v.im),
+                        (false, true) => 0.5 * (v.im - u.im),
+                    }
+                }),
+            };
+            Ok(SpdSolver::new(&gram, RIDGE)?.with_threads(run.threads()))
+        });
+        Ok(Self { p, b, bins: bins.collect::<Result<_>>()? })
+    }
+
+    /// `r Ĝ⁻¹` for each bin and block row.
+    fn solve(&self, r: &[f64]) -> Vec<f64> {
+        let (p, b) = (self.p, self.b);
+        let a = r.len() / (b * p);
+        let mut z = transforms(r, p);
+        for (f, solver) in self.bins.iter().enumerate() {
+            let width = solver.order();
+            let rhs = Array2::from_shape_fn((a, width), |(i, j)| {
+                let z = z[[i * b + j % b, f]];
+                if j < b { z.re } else { z.im }
+            });
+            let x = solver.solve_right(&rhs);
+            for i in 0..a {
+                for j in 0..b {
+                    let im = if is_real(f, p) { 0.0 } else { x[[i, b + j]] };
+                    z[[i * b + j, f]] = Complex::new(x[[i, j]], im);
+                }
+            }
+        }
+        let plan = RealFft::<f64>::new(p);
+        let mut scratch = vec![Complex::default(); plan.scratch_len()];
+        let mut out = vec![0.0; r.len()];
+        for (mut z, out) in z.outer_iter_mut().zip(out.chunks_exact_mut(p)) {
+            if let Some(z) = z.as_slice_mut() {
+                plan.inverse(z, out, Update::Overwrite, &mut scratch);
+            }
+            out.iter_mut().for_each(|v| *v /= p as f64);
+        }
+        out
+    }
+}
+
+fn is_real(f: usize, p: usize) -> bool {
+    f == 0 || 2 * f == p
+}
+
+/// The bins of each run of `p` numbers.
+fn transforms(rows: &[f64], p: usize) -> Array2<Complex<f64>> {
+    let plan = RealFft::<f64>::new(p);
+    let mut scratch = vec![Complex::default(); plan.scratch_len()];
+    let mut all = Array2::zeros((rows.len() / p, plan.bins()));
+    for (mut z, row) in all.outer_iter_mut().zip(rows.chunks_exact(p)) {
+        if let Some(z) = z.as_slice_mut() {
+            plan.forward(row, z, &mut scratch);
+        }
+    }
+    all
+}

@@ -1,0 +1,269 @@
+//! Sums of diagonal times circulant matrices.
+
+use super::spectral::{convolve_flops, for_rows, pointwise, scratch_len, spectrum_of, transform_flops};
+use crate::error::{Error, Result};
+use crate::kernels::{RealFft, Spectrum, SpectrumCache};
+use crate::linalg::{self, SvdOptions};
+use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
+use crate::parts::Parts;
+use crate::projection::{Descent, Family, Fit, Guarantee, Objective, Request, Run, Stop, Weighted, descend};
+use crate::random::Gaussian;
+use crate::scalar::Scalar;
+use crate::storage::{Factor, Storage};
+use ndarray::{Array2, ArrayRef2};
+use num_complex::Complex;
+
+/// $W = \sum_{k=1}^K \mathrm{diag}(d_k)\, \mathrm{circ}(c_k)$: `W[i, j] = sum_k d_k[i] c_k[(i - j) mod in]`, with rows beyond `in` going
+/// round again.
+///
+/// Parameters: `K (out + in)`. Product: one real Fourier transform of `x`, then `K` products and inverse transforms, of length
+/// `in`. With `K = min(out, in)` every matrix is one.
+///
+/// Projection: the rank-`K` singular value decomposition of the sheared matrix `M[i, s] = W[i, (i - s) mod in]`, optimal for every
+/// shape. With activations, the `d_k` and the `c_k` in turns by conjugate gradients, from the plain optimum.
+///
+/// Source: M. Huhtanen and A. Perämäki, "Factoring matrices into the product of circulant and diagonal matrices", 2015; the
+/// closed form by shearing is this crate's.
+///
+/// ```
+/// use structmat::prelude::*;
+/// use structmat::ndarray::array;
+/// let w = array![[1.0f32, 2.0], [20.0, 10.0]];               // rows of circ(1, 2) times 1 and 10
+/// let spec = CirculantDiagonalSpec { terms: 1 };
+/// let fit = CirculantDiagonal::project(&w, &spec, &Objective::Frobenius, &Options::default())?;
+/// assert!(fit.report.relative_error < 1e-6 && fit.matrix.n_params() == 4);
+/// # Ok::<(), structmat::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct CirculantDiagonal {
+    /// `1 x K x out`.
+    d: Factor,
+    /// `1 x K x in`.
+    c: Factor,
+    cache: SpectrumCache,
+}
+
+/// Parameters of [`CirculantDiagonal`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CirculantDiagonalSpec {
+    /// Number of terms, at most `min(out, in)`.
+    pub terms: usize,
+}
+
+impl CirculantDiagonal {
+    /// From the diagonals `d` (`K x out`) and the first columns `c` (`K x in`), as factors of one block.
+    ///
+    /// # Errors
+    /// [`Error::Record`] when their numbers of rows differ.
+    pub fn new(d: Factor, c: Factor) -> Result<Self> {
+        let shape = (d.cols(), c.cols());
+        Self::from_parts(Parts::new(Self::NAME, shape).factor("d", d).factor("c", c))
+    }
+
+    /// Number of terms.
+    pub fn terms(&self) -> usize {
+        self.d.rows()
+    }
+
+    fn len(&self) -> usize {
+        self.c.cols()
+    }
+
+    fn bins(&self) -> usize {
+        self.len() / 2 + 1
+    }
+
+    /// The spectra of the `c_k`, one after the other.
+    fn spectrum<T: Scalar>(&self) -> &Spectrum<T> {
+        self.cache.get(|| {
+            let mut c = vec![0.0; self.len()];
+            let mut values = Vec::with_capacity(self.terms() * self.bins());
+            for k in 0..self.terms() {
+                self.c.decode_row(0, k, 0, &mut c);
+                values.extend(spectrum_of::<T>(&c));
+            }
+            Spectrum { plans: vec![RealFft::new(self.len())], values, ..Default::default() }
+        })
+    }
+
+    /// Two spectra, a row, and what the transforms need.
+    fn task_len(&self) -> usize {
+        2 * self.bins() + self.len().div_ceil(2) + self.cache.scratch_len(&[self.len()])
+    }
+
+    fn member(storage: Storage, d: &ArrayRef2<f64>, c: &ArrayRef2<f64>) -> Self {
+        let (d, c) = (Factor::from_matrix(storage, d), Factor::from_matrix(storage, c));
+        Self { d, c, cache: SpectrumCache::default() }
+    }
+}
+
+impl<T: Scalar> Multiply<T> for CirculantDiagonal {
+    fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
+        let ((m, n), bins, policy) = (self.shape(), self.bins(), work.policy);
+        let Spectrum { plans, values, .. } = self.spectrum::<T>();
+        let fft = &plans[0];
+        for_rows(x, y, work, self.task_len(), self.flops(1), &|x, y, scratch| {
+            let (once, scratch) = scratch.split_at_mut(bins);
+            let (z, scratch) = scratch.split_at_mut(bins);
+            let (row, scratch) = scratch.split_at_mut(n.div_ceil(2));
+            let row: &mut [T] = &mut bytemuck::cast_slice_mut(row)[..n];
+            if op == Op::Forward {
+                fft.forward(x, once, scratch);
+                if update == Update::Overwrite {
+                    y.fill(T::default());
+                }
+            } else {
+                once.fill(Complex::default());
+            }
+            for (k, spectrum) in values.chunks_exact(bins).enumerate() {
+                match op {
+                    Op::Forward => {
+                        z.copy_from_slice(once);
+                        pointwise(op, spectrum, z);
+                        fft.inverse(z, row, Update::Overwrite, scratch);
+                        for (from, y) in (0..m).step_by(n).zip(y.chunks_mut(n)) {
+                            self.d.scale_row(0, k, from, &row[..y.len()], y, Update::Accumulate, policy);
+                        }
+                    }
+                    Op::Transpose => {
+                        row.fill(T::default());
+                        for (from, x) in (0..m).step_by(n).zip(x.chunks(n)) {
+                            self.d.scale_row(0, k, from, x, &mut row[..x.len()], Update::Accumulate, policy);
+                        }
+                        fft.forward(row, z, scratch);
+                        pointwise(op, spectrum, z);
+                        once.iter_mut().zip(z.iter()).for_each(|(sum, z)| *sum = *sum + *z);
+                    }
+                }
+            }
+            if op == Op::Transpose {
+                fft.inverse(once, y, update, scratch);
+            }
+        });
+    }
+}
+
+impl StructuredMatrix for CirculantDiagonal {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+    fn shape(&self) -> (usize, usize) {
+        (self.d.cols(), self.c.cols())
+    }
+    fn flops(&self, batch: usize) -> u64 {
+        let ((m, n), terms) = (self.shape(), self.terms() as u64);
+        let term = convolve_flops(n) - transform_flops(n) + 2 * m as u64;
+        batch as u64 * (transform_flops(n) + terms * term)
+    }
+    fn scratch_len(&self, batch: usize) -> usize {
+        scratch_len(batch, self.task_len())
+    }
+    fn to_dense_f64(&self) -> Array2<f64> {
+        let (d, c, n) = (self.d.matrix(0), self.c.matrix(0), self.len());
+        Array2::from_shape_fn(self.shape(), |(i, j)| {
+            (0..self.terms()).map(|k| d[[k, i]] * c[[k, (i + n - j) % n]]).sum()
+        })
+    }
+    fn parts(&self) -> Parts<'_> {
+        Parts::new(Self::NAME, self.shape()).factor("d", &self.d).factor("c", &self.c)
+    }
+    fn clone_box(&self) -> Box<dyn StructuredMatrix> {
+        Box::new(self.clone())
+    }
+}
+
+/// `M[i, s] = W[i, (i - s) mod in]`, of `Wᵀ` (in x out).
+fn sheared(wt: &ArrayRef2<f64>) -> Array2<f64> {
+    let (n, m) = wt.dim();
+    Array2::from_shape_fn((m, n), |(i, s)| wt[[(i + n - s % n) % n, i]])
+}
+
+impl Family for CirculantDiagonal {
+    const NAME: &'static str = "circulant_diagonal";
+    const PARAMETERS: &'static [(&'static str, &'static str)] = &[("terms", "number of terms")];
+    type Spec = CirculantDiagonalSpec;
+
+    fn spec((m, n): (usize, usize), request: &Request) -> Result<CirculantDiagonalSpec> {
+        let terms = request.choose(Self::NAME, (m, n), "terms", 1..=m.min(n), |k| {
+            request.size().factor(1, k, m).factor(1, k, n)
+        })?;
+        Ok(CirculantDiagonalSpec { terms })
+    }
+
+    fn fit(
+        w: &Array2<f64>,
+        spec: &CirculantDiagonalSpec,
+        objective: &Objective<'_>,
+        run: &Run<'_>,
+    ) -> Result<Fit<Self>> {
+        let ((m, n), terms) = (w.dim(), spec.terms);
+        if terms == 0 || terms > m.min(n) {
+            return Err(Error::parameter("terms", terms, format!("1 to {}", m.min(n))));
+        }
+        let options = SvdOptions { seed: run.seed(), ..SvdOptions::default() };
+        let found = linalg::truncated_svd(&sheared(&w.t()), terms, &options, run.threads())?;
+        let (u, c) = found.svd.split_sqrt(terms);
+        let d = u.reversed_axes();
+        let Some(gram) = objective.second_moment() else {
+            let matrix = Self::member(run.storage(), &d, &c);
+            let guarantee = if found.exact {
+                Guarantee::GlobalOptimum
+            } else {
+                Guarantee::WithinFactor(1.0 + options.tolerance)
+            };
+            return Ok(Fit { matrix, guarantee, iterations: found.iterations, history: Vec::new() });
+        };
+        let weighted = Weighted::new(w, gram, run);
+        let start = objective.energy(&(w - &Self::member(Storage::F64, &d, &c).to_dense_f64()));
+        let stop = Stop { sweeps: 15, tolerance: 1e-3 };
+        let steps = Some(6);
+        let array = |len: usize, v: &[f64]| Array2::from_shape_fn((terms, len), |(k, i)| v[k * len + i]);
+        let flat = |a: &Array2<f64>| a.iter().copied().collect::<Vec<f64>>();
+        let Descent { state: (d, c), history, .. } =
+            descend(run, stop, weighted.scale, (d, c), start, |(d, c), _, _| {
+                let solution = weighted.solve(
+                    flat(d),
+                    steps,
+                    |v| Ok(Self::member(Storage::F64, &array(m, v), c)),
+                    |e| flat(&linalg::matmul_nt(c, &sheared(e), run.threads())),
+                    |r| r.to_vec(),
+                )?;
+                *d = array(m, &solution.theta);
+                let solution = weighted.solve(
+                    flat(c),
+                    steps,
+                    |v| Ok(Self::member(Storage::F64, d, &array(n, v))),
+                    |e| flat(&linalg::matmul(d, &sheared(e), run.threads())),
+                    |r| r.to_vec(),
+                )?;
+                *c = array(n, &solution.theta);
+                Ok(solution.energy)
+            })?;
+        Ok(Fit::local(Self::member(run.storage(), &d, &c), history))
+    }
+
+    fn random(
+        (m, n): (usize, usize),
+        spec: &CirculantDiagonalSpec,
+        storage: Storage,
+        seed: u64,
+    ) -> Result<Self> {
+        let mut gaussian = Gaussian::new(seed);
+        let d = gaussian.matrix(spec.terms, m, (spec.terms.max(1) as f64).powf(-0.5));
+        let c = gaussian.matrix(spec.terms, n, (n.max(1) as f64).powf(-0.5));
+        Ok(Self::member(storage, &d, &c))
+    }
+
+    fn from_parts(mut parts: Parts<'static>) -> Result<Self> {
+        let (d, c) = (parts.take_factor("d")?, parts.take_factor("c")?);
+        let ((m, n), terms) = (parts.shape(), d.rows());
+        if d.shape() != (1, terms, m) || c.shape() != (1, terms, n) || (terms == 0 && m.max(n) > 1) {
+            return Err(parts.error(format!(
+                "d is {:?}, c is {:?}: expected (1, K, {m}) and (1, K, {n})",
+                d.shape(),
+                c.shape()
+            )));
+        }
+        Ok(Self { d, c, cache: SpectrumCache::default() })
+    }
+}

@@ -1,0 +1,454 @@
+//! Matrices of few spectral coefficients.
+
+use super::spectral::{for_rows, scratch_len, transform_flops};
+use crate::error::{Error, Result};
+use crate::kernels::{Cosine, RealFft, Spectrum, SpectrumCache, Term, fft2};
+use crate::matrix::{Multiply, Op, Operands, StructuredMatrix};
+use crate::parts::Parts;
+use crate::projection::{Family, Fit, Objective, Request, Run, Weighted, largest};
+use crate::random::Gaussian;
+use crate::scalar::Scalar;
+use crate::storage::{Factor, Storage};
+use ndarray::{Array2, ArrayRef2, Axis};
+use num_complex::Complex;
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+
+/// Few coefficients of the two-dimensional spectrum of $W$:
+/// $W = F_m^* Z F_n^*$ with a sparse, conjugate-symmetric $Z$ and orthonormal Fourier matrices, or $W = C_m^T Z C_n$ with a sparse real
+/// $Z$ and orthonormal cosine transforms (DCT-II).
+///
+/// Parameters: two numbers per kept pair of mirrored Fourier coefficients (the mirror image of `(a, b)` is `(-a, -b)`), one per cosine
+/// coefficient; and one index each. Product: a transform of length `in`, one complex (real) multiply-add per coefficient, a
+/// transform of length `out`.
+///
+/// Projection: the coefficients of the largest magnitude, optimal by Parseval's theorem. With activations, those of the plain optimum
+/// or those that count most at the input's power spectrum, refitted by conjugate gradients; the better of the two.
+///
+/// Source: the spectral parametrisation of Z. Gao et al., "Parameter-Efficient Fine-Tuning with Discrete Fourier
+/// Transform", 2024, with chosen instead of random coefficients.
+///
+/// ```
+/// use structmat::prelude::*;
+/// use structmat::ndarray::Array2;
+/// use std::f32::consts::TAU;
+/// let w = Array2::from_shape_fn((8, 12), |(i, j)| (TAU * (2.0 * i as f32 / 8.0 + j as f32 / 12.0)).cos());
+/// let spec = FourierSpec { coefficients: 1, transform: FourierTransform::Dft };
+/// let fourier = Fourier::project(&w, &spec, &Objective::Frobenius, &Options::default())?;
+/// assert!(fourier.report.relative_error < 1e-5 && fourier.matrix.n_params() == 2);
+/// # Ok::<(), structmat::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fourier {
+    shape: (usize, usize),
+    transform: FourierTransform,
+    /// `1 x 2 x k` (real, imaginary) or `1 x 1 x k`.
+    values: Factor,
+    /// `a * in + b` of each coefficient, ascending; of mirrored pairs the smaller one.
+    indices: Vec<u32>,
+    cache: SpectrumCache,
+}
+
+/// The transform whose coefficients a [`Fourier`] matrix keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FourierTransform {
+    /// The discrete Fourier transform.
+    #[default]
+    Dft,
+    /// The cosine transform DCT-II.
+    Dct,
+}
+
+/// Parameters of [`Fourier`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FourierSpec {
+    /// Kept coefficients; a mirrored pair counts as one.
+    pub coefficients: usize,
+    /// Fourier or cosine.
+    pub transform: FourierTransform,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Config {
+    transform: FourierTransform,
+}
+
+impl FourierTransform {
+    /// Stored numbers per coefficient.
+    fn numbers(self) -> usize {
+        match self {
+            FourierTransform::Dft => 2,
+            FourierTransform::Dct => 1,
+        }
+    }
+
+    /// The most coefficients of a shape.
+    fn most(self, (m, n): (usize, usize)) -> usize {
+        let all = m.saturating_mul(n);
+        let own_mirrors = |len: usize| if len.is_multiple_of(2) { 2 } else { 1 };
+        match self {
+            FourierTransform::Dft if all > 0 => (all + own_mirrors(m) * own_mirrors(n)) / 2,
+            FourierTransform::Dft => 0,
+            FourierTransform::Dct => all,
+        }
+    }
+}
+
+/// The index of the mirror image of coefficient `index`.
+fn mirror(index: usize, (m, n): (usize, usize)) -> usize {
+    (m - index / n) % m * n + (n - index % n) % n
+}
+
+impl Fourier {
+    fn member(
+        shape: (usize, usize),
+        transform: FourierTransform,
+        storage: Storage,
+        indices: &[u32],
+        values: &[f64],
+    ) -> Self {
+        let rows = transform.numbers();
+        let values = Factor::from_fn(storage, (1, rows, indices.len()), |_, part, k| values[rows * k + part]);
+        Self { shape, transform, values, indices: indices.to_vec(), cache: SpectrumCache::default() }
+    }
+
+    /// Number of kept coefficients.
+    pub fn coefficients(&self) -> usize {
+        self.indices.len()
+    }
+
+    fn spectrum<T: Scalar>(&self) -> &Spectrum<T> {
+        self.cache.get(|| {
+            let (m, n) = self.shape;
+            let term = |to: usize, from: usize, conjugate: bool, weight: Complex<f64>| Term {
+                to: to as u32,
+                from: from as u32,
+                sign: T::narrow(if conjugate { -1.0 } else { 1.0 }),
+                weight: Complex::new(T::narrow(weight.re), T::narrow(weight.im)),
+            };
+            let mut terms = [Vec::new(), Vec::new()];
+            if self.transform == FourierTransform::Dct {
+                for (k, &index) in self.indices.iter().enumerate() {
+                    let (a, b) = (index as usize / n, index as usize % n);
+                    let weight = Complex::new(self.values.get(0, 0, k), 0.0);
+                    terms[0].push(term(a, b, false, weight));
+                    terms[1].push(term(b, a, false, weight));
+                }
+                return Spectrum {
+                    cosines: vec![Cosine::new(n), Cosine::new(m)],
+                    terms,
+                    ..Default::default()
+                };
+            }
+            let scale = ((m * n) as f64).powf(-0.5);
+            for (k, &index) in self.indices.iter().enumerate() {
+                let z = Complex::new(self.values.get(0, 0, k), self.values.get(0, 1, k)) * scale;
+                let (index, mirrored) = (index as usize, mirror(index as usize, self.shape));
+                let both = [(index, z), (mirrored, z.conj())];
+                for (index, z) in &both[..1 + usize::from(mirrored != index)] {
+                    let (a, b) = (index / n, index % n);
+                    // Y_a += z conj(X_b), for the half of the bins that is kept; X_{n-b} = conj(X_b).
+                    for (list, to, bins, from, len) in [(0, a, m / 2 + 1, b, n), (1, b, n / 2 + 1, a, m)] {
+                        if to < bins {
+                            let stored = from <= len / 2;
+                            terms[list].push(term(to, if stored { from } else { len - from }, stored, *z));
+                        }
+                    }
+                }
+            }
+            Spectrum { plans: vec![RealFft::new(n), RealFft::new(m)], terms, ..Default::default() }
+        })
+    }
+
+    fn task_len(&self) -> usize {
+        let (m, n) = self.shape;
+        m / 2 + n / 2 + 2 + self.cache.scratch_len(&[m, n])
+    }
+}
+
+impl<T: Scalar> Multiply<T> for Fourier {
+    fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
+        let (m, n) = self.shape;
+        let Spectrum { plans, cosines, terms, .. } = self.spectrum::<T>();
+        let (outputs, inputs) = op.order(m, n);
+        let ((to, from), terms) = match op {
+            Op::Forward => ((1, 0), &terms[0]),
+            Op::Transpose => ((0, 1), &terms[1]),
+        };
+        for_rows(x, y, work, self.task_len(), self.flops(1), &|x, y, scratch| {
+            let (before, scratch) = scratch.split_at_mut(inputs / 2 + 1);
+            let (after, scratch) = scratch.split_at_mut(outputs / 2 + 1);
+            after.fill(Complex::default());
+            match self.transform {
+                FourierTransform::Dft => {
+                    plans[from].forward(x, before, scratch);
+                    for Term { to, from, sign, weight } in terms {
+                        let z = before[*from as usize];
+                        let sum = &mut after[*to as usize];
+                        *sum = *sum + *weight * Complex::new(z.re, z.im * *sign);
+                    }
+                    plans[to].inverse(after, y, update, scratch);
+                }
+                FourierTransform::Dct => {
+                    let before: &mut [T] = &mut bytemuck::cast_slice_mut(before)[..inputs];
+                    let after: &mut [T] = &mut bytemuck::cast_slice_mut(after)[..outputs];
+                    cosines[from].forward(x, before, scratch);
+                    for Term { to, from, weight, .. } in terms {
+                        after[*to as usize] += weight.re * before[*from as usize];
+                    }
+                    cosines[to].inverse(after, y, update, scratch);
+                }
+            }
+        });
+    }
+}
+
+impl StructuredMatrix for Fourier {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+    fn flops(&self, batch: usize) -> u64 {
+        let per_coefficient = match self.transform {
+            FourierTransform::Dft => 8,
+            FourierTransform::Dct => 2,
+        };
+        let transforms = transform_flops(self.shape.0) + transform_flops(self.shape.1);
+        batch as u64 * (transforms + per_coefficient * self.coefficients() as u64)
+    }
+    fn scratch_len(&self, batch: usize) -> usize {
+        scratch_len(batch, self.task_len())
+    }
+    fn to_dense_f64(&self) -> Array2<f64> {
+        let (m, n) = self.shape;
+        let mut w = Array2::zeros(self.shape);
+        // By the formula, separably: rows and columns of each coefficient.
+        let wave = |transform: FourierTransform, k: usize, len: usize, j: usize| match transform {
+            FourierTransform::Dft => Complex::from_polar(
+                (len as f64).powf(-0.5),
+                std::f64::consts::TAU * (k * j % len) as f64 / len as f64,
+            ),
+            FourierTransform::Dct => {
+                let scale = (if k == 0 { 1.0 } else { 2.0 } / len as f64).sqrt();
+                Complex::from(
+                    scale * (std::f64::consts::PI * ((2 * j + 1) * k) as f64 / (2 * len) as f64).cos(),
+                )
+            }
+        };
+        for (k, &index) in self.indices.iter().enumerate() {
+            let index = index as usize;
+            let (a, b) = (index / n, index % n);
+            let (value, double) = match self.transform {
+                FourierTransform::Dft => (
+                    Complex::new(self.values.get(0, 0, k), self.values.get(0, 1, k)),
+                    if mirror(index, self.shape) == index { 1.0 } else { 2.0 },
+                ),
+                FourierTransform::Dct => (Complex::from(self.values.get(0, 0, k)), 1.0),
+            };
+            let right: Vec<_> = (0..n).map(|j| wave(self.transform, b, n, j) * double).collect();
+            for i in 0..m {
+                let left = value * wave(self.transform, a, m, i);
+                w.row_mut(i).iter_mut().zip(&right).for_each(|(w, right)| *w += (left * right).re);
+            }
+        }
+        w
+    }
+    fn parts(&self) -> Parts<'_> {
+        Parts::new(Self::NAME, self.shape)
+            .with_config(&Config { transform: self.transform })
+            .factor("values", &self.values)
+            .index("indices", &self.indices)
+    }
+    fn clone_box(&self) -> Box<dyn StructuredMatrix> {
+        Box::new(self.clone())
+    }
+}
+
+/// The orthonormal spectrum of a real matrix.
+fn analyse(transform: FourierTransform, w: &ArrayRef2<f64>) -> Array2<Complex<f64>> {
+    let mut z = w.mapv(Complex::from);
+    match transform {
+        FourierTransform::Dft => fft2(&mut z, false),
+        FourierTransform::Dct => {
+            for axis in [Axis(1), Axis(0)] {
+                let len = z.len_of(axis);
+                let plan = Cosine::<f64>::new(len);
+                let (mut row, mut out) = (vec![0.0; len], vec![0.0; len]);
+                let mut scratch = vec![Complex::default(); plan.scratch_len()];
+                for mut lane in z.lanes_mut(axis) {
+                    row.iter_mut().zip(&lane).for_each(|(to, from)| *to = from.re);
+                    plan.forward(&row, &mut out, &mut scratch);
+                    lane.iter_mut().zip(&out).for_each(|(to, from)| *to = Complex::from(*from));
+                }
+            }
+        }
+    }
+    z
+}
+
+/// The `count` coefficients of the largest `score`, one of each mirrored pair.
+fn support(transform: FourierTransform, score: &Array2<f64>, count: usize) -> Vec<u32> {
+    let shape = score.dim();
+    let n = shape.1;
+    let single = |index: &usize| transform == FourierTransform::Dct || *index <= mirror(*index, shape);
+    let candidates: Vec<usize> = (0..score.len()).filter(single).collect();
+    let energy = |&index: &usize| {
+        let own = transform == FourierTransform::Dct || mirror(index, shape) == index;
+        score[[index / n, index % n]] * if own { 1.0 } else { 2.0 }
+    };
+    let scores: Vec<f64> = candidates.iter().map(energy).collect();
+    largest(&scores, count).into_iter().map(|k| candidates[k] as u32).collect()
+}
+
+/// `<E, B_k>` of each stored number, for the error `E` of spectrum `z`.
+fn gather(transform: FourierTransform, z: &Array2<Complex<f64>>, indices: &[u32]) -> Vec<f64> {
+    let shape = z.dim();
+    let at = |index: u32| z[[index as usize / shape.1, index as usize % shape.1]];
+    match transform {
+        FourierTransform::Dct => indices.iter().map(|&index| at(index).re).collect(),
+        FourierTransform::Dft => indices
+            .iter()
+            .flat_map(|&index| {
+                let own = mirror(index as usize, shape) == index as usize;
+                if own { [at(index).re, 0.0] } else { [2.0 * at(index).re, 2.0 * at(index).im] }
+            })
+            .collect(),
+    }
+}
+
+impl Family for Fourier {
+    const NAME: &'static str = "fourier";
+    const PARAMETERS: &'static [(&'static str, &'static str)] = &[
+        ("coefficients", "kept coefficients; a mirrored pair of Fourier coefficients counts as one"),
+        ("transform", "`dft` (default) or `dct`"),
+    ];
+    type Spec = FourierSpec;
+
+    fn spec((m, n): (usize, usize), request: &Request) -> Result<FourierSpec> {
+        let transform = match request.get::<String>("transform")?.as_deref() {
+            None | Some("dft") => FourierTransform::Dft,
+            Some("dct") => FourierTransform::Dct,
+            Some(other) => return Err(Error::parameter("transform", other, "dft or dct")),
+        };
+        let coefficients =
+            request.choose(Self::NAME, (m, n), "coefficients", 1..=transform.most((m, n)).max(1), |k| {
+                request.size().factor(1, transform.numbers(), k).indices(k)
+            })?;
+        Ok(FourierSpec { coefficients, transform })
+    }
+
+    fn fit(
+        w: &Array2<f64>,
+        spec: &FourierSpec,
+        objective: &Objective<'_>,
+        run: &Run<'_>,
+    ) -> Result<Fit<Self>> {
+        let (shape, transform, count) = (w.dim(), spec.transform, spec.coefficients);
+        let most = transform.most(shape);
+        if count == 0 || count > most {
+            return Err(Error::parameter("coefficients", count, format!("1 to {most}")));
+        }
+        if u32::try_from(w.len()).is_err() {
+            return Err(Error::shape(
+                "weight (at most 2^32 entries)",
+                &[shape.0, (u32::MAX as usize / shape.0).max(1)],
+                w.shape(),
+            ));
+        }
+        let z = analyse(transform, w);
+        let power = z.mapv(|z| z.norm_sqr());
+        let plain = support(transform, &power, count);
+        let values_at = |indices: &[u32]| -> Vec<f64> {
+            let at = |index: &u32| z[[*index as usize / shape.1, *index as usize % shape.1]];
+            match transform {
+                FourierTransform::Dct => indices.iter().map(|index| at(index).re).collect(),
+                FourierTransform::Dft => {
+                    indices.iter().flat_map(|index| [at(index).re, at(index).im]).collect()
+                }
+            }
+        };
+        let member = |storage: Storage, indices: &[u32], values: &[f64]| {
+            Self::member(shape, transform, storage, indices, values)
+        };
+        let Some(c) = objective.second_moment() else {
+            return Ok(Fit::optimal(member(run.storage(), &plain, &values_at(&plain))));
+        };
+        // The power of the inputs at each frequency: the diagonal of the transformed second moment.
+        let spectrum = analyse(transform, c);
+        let inputs: Vec<f64> = (0..shape.1)
+            .map(|b| match transform {
+                FourierTransform::Dft => spectrum[[b, (shape.1 - b) % shape.1]].re.max(0.0),
+                FourierTransform::Dct => spectrum[[b, b]].re.max(0.0),
+            })
+            .collect();
+        let seen = Array2::from_shape_fn(shape, |(a, b)| power[[a, b]] * inputs[b]);
+        let weighted = Weighted::new(w, c, run);
+        let mean = weighted.mean_power();
+        let mut best: Option<(f64, Fit<Self>)> = None;
+        for indices in [plain, support(transform, &seen, count)] {
+            let solution = weighted.solve(
+                values_at(&indices),
+                None,
+                |values| Ok(member(Storage::F64, &indices, values)),
+                |e| gather(transform, &analyse(transform, &e.t()), &indices),
+                |r| r.iter().map(|r| r / mean).collect(),
+            )?;
+            if best.as_ref().is_none_or(|(energy, _)| solution.energy < *energy) {
+                let matrix = member(run.storage(), &indices, &solution.theta);
+                best = Some((solution.energy, Fit::local(matrix, solution.history)));
+            }
+        }
+        best.map(|(_, fit)| fit).ok_or(Error::NoConvergence("the choice of coefficients"))
+    }
+
+    fn random((m, n): (usize, usize), spec: &FourierSpec, storage: Storage, seed: u64) -> Result<Self> {
+        let most = spec.transform.most((m, n));
+        if spec.coefficients == 0 || spec.coefficients > most || u32::try_from(m * n).is_err() {
+            return Err(Error::parameter("coefficients", spec.coefficients, format!("1 to {most}")));
+        }
+        let mut gaussian = Gaussian::new(seed);
+        let score = Array2::from_shape_simple_fn((m, n), || gaussian.rng().next_u32() as f64);
+        let indices = support(spec.transform, &score, spec.coefficients);
+        let scale = (m as f64 / (spec.coefficients * spec.transform.numbers()) as f64).sqrt();
+        let numbers = indices.len() * spec.transform.numbers();
+        let values: Vec<f64> = (0..numbers).map(|_| scale * gaussian.sample()).collect();
+        let mut matrix = Self::member((m, n), spec.transform, storage, &indices, &values);
+        if spec.transform == FourierTransform::Dft {
+            // Coefficients that are their own mirror image are real.
+            let own = |k: usize| mirror(indices[k] as usize, (m, n)) == indices[k] as usize;
+            let values: Vec<f64> =
+                (0..numbers).map(|i| if i % 2 == 1 && own(i / 2) { 0.0 } else { values[i] }).collect();
+            matrix = Self::member((m, n), spec.transform, storage, &indices, &values);
+        }
+        Ok(matrix)
+    }
+
+    fn from_parts(mut parts: Parts<'static>) -> Result<Self> {
+        let Config { transform } = parts.config()?;
+        let values = parts.take_factor("values")?;
+        let (m, n) = parts.shape();
+        // A handful of coefficients may ask for transforms of any length: bound them.
+        let all = m.checked_mul(n).filter(|all| u32::try_from(*all).is_ok() && m.max(n) <= MAX_LEN);
+        let Some(all) = all else {
+            return Err(parts.error(format!("shape {m} x {n}: at most {MAX_LEN} features and 2^32 entries")));
+        };
+        let indices = parts.take_indices("indices", all)?;
+        if values.shape() != (1, transform.numbers(), indices.len()) {
+            return Err(parts.error(format!("{} indices for values of {:?}", indices.len(), values.shape())));
+        }
+        if !indices.windows(2).all(|pair| pair[0] < pair[1]) {
+            return Err(parts.error("the indices are not ascending"));
+        }
+        let redundant = |index: &u32| *index as usize > mirror(*index as usize, (m, n));
+        if transform == FourierTransform::Dft && indices.iter().any(redundant) {
+            return Err(parts.error("both coefficients of a mirrored pair, or the larger one"));
+        }
+        Ok(Self { shape: (m, n), transform, values, indices, cache: SpectrumCache::default() })
+    }
+}
+
+/// Longest transform that a file may ask for.
+const MAX_LEN: usize = 1 << 24;
