@@ -42,7 +42,8 @@ fn decaying() -> Array2<f64> {
 fn columns_and_rows_are_those_of_the_weight_bit_by_bit() {
     let w = gaussian(30, 40, 1).mapv(|v| v as f32);
     for selection in ALL {
-        let found = Cur::project(&w, &spec(9, selection), &Objective::Frobenius, &Options::default()).unwrap();
+        let found =
+            Cur::project(&w, &spec(9, selection), &Objective::Frobenius, &Options::default()).unwrap();
         let (c, _, r) = found.matrix.factors();
         let (rows, cols) = (list(found.matrix.rows()), list(found.matrix.cols()));
         assert_eq!(c.matrix(0).mapv(|v| v as f32), w.select(Axis(1), &cols));
@@ -86,7 +87,8 @@ fn interpolation_points_are_distinct_and_bound_the_error() {
         let svd = linalg::svd(&w, Threads::ONE).unwrap();
         let lead = svd.truncate(20);
         let inverse_norm = |a: &Array2<f64>| 1.0 / linalg::singular_values(a, Threads::ONE).unwrap()[19];
-        let bound = inverse_norm(&lead.u.select(Axis(0), &rows)) + inverse_norm(&lead.vt.select(Axis(1), &cols));
+        let bound =
+            inverse_norm(&lead.u.select(Axis(0), &rows)) + inverse_norm(&lead.vt.select(Axis(1), &cols));
         let error = linalg::singular_values(&(&w - &found.to_dense_f64()), Threads::ONE).unwrap()[0];
         assert!(error <= bound * svd.s[20], "{selection:?}: {error} above {bound} x {}", svd.s[20]);
         let (mut r, mut c) = (rows, cols);
@@ -101,10 +103,10 @@ fn good_selections_come_close_to_the_svd() {
     let w = decaying();
     let best = linalg::svd(&w, Threads::ONE).unwrap().tail_energy(60).sqrt() / norm(&w);
     let error = |selection| plain(&w, &spec(60, selection)).report.relative_error;
-    let (greedy, qdeim, random) =
-        (error(CurSelection::Greedy), error(CurSelection::QDeim), error(CurSelection::Random));
+    let (auto, qdeim, random) =
+        (error(CurSelection::Auto), error(CurSelection::QDeim), error(CurSelection::Random));
     assert!(qdeim < 4.0 * best && qdeim < random, "{qdeim} against {best}, random {random}");
-    assert!(greedy < qdeim, "{greedy} against {qdeim}");
+    assert!(auto <= qdeim && auto <= error(CurSelection::Greedy), "{auto} against {qdeim}");
 }
 
 #[test]
@@ -134,7 +136,7 @@ fn the_rank_ends_where_single_precision_does() {
         let (x, y) = (i as f64 / 299.0, j as f64 / 399.0);
         1.0 / (x + y + 0.1)
     });
-    for selection in [CurSelection::Greedy, CurSelection::QDeim] {
+    for selection in [CurSelection::Auto, CurSelection::QDeim] {
         let found =
             Cur::project(&w, &spec(20, selection), &Objective::Frobenius, &Options::default()).unwrap();
         let (_, link, _) = found.matrix.factors();
@@ -189,9 +191,10 @@ fn other_software_does_not_choose_better() {
         let w = oracle.matrix(case, "input");
         let rank = case["r"].as_u64().unwrap() as usize;
         let reference = |method: &str| case["methods"][method]["rel_error"].as_f64().unwrap();
-        let found = plain(&w, &spec(rank, CurSelection::Greedy)).report.relative_error;
+        let found = plain(&w, &spec(rank, CurSelection::Auto)).report.relative_error;
         for method in ["curing_weight_deim_full", "textbook_deim", "scipy_pivoted_qr"] {
-            assert!(found < reference(method), "{method}: {found} against {}", reference(method));
+            let reference = reference(method);
+            assert!(found <= reference * (1.0 + 1e-9), "{method}: {found} against {reference}");
         }
         // Interpolation points have one definition: the same rows, columns and error.
         let deim = plain(&w, &spec(rank, CurSelection::Deim));

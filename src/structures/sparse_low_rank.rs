@@ -20,7 +20,7 @@ use ndarray::Array2;
 /// "largest entries first", so the result is never worse than low rank or sparse alone with the same part of the budget.
 /// With activations the low-rank step is $U V = P P^T (W - S)$ with $P$ spanning $(W - S) C V^T$, the sparse step refits its
 /// values by conjugate gradients, and the descent starts from the plain projection.
-/// `method = pcp` starts from principal component pursuit (inexact augmented Lagrangian) cut to the budget.
+/// Another start is principal component pursuit (inexact augmented Lagrangian) cut to the budget: for small matrices, or where asked.
 ///
 /// With a budget only, a quarter, a half and three quarters of the largest rank are tried, and the best is kept.
 ///
@@ -47,8 +47,10 @@ pub struct SparseLowRank {
 /// Where [`SparseLowRank`] starts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SparseLowRankMethod {
-    /// Alternating projections.
+    /// Pursuit as another start where it is cheap (up to 2^18 entries), alternating projections otherwise.
     #[default]
+    Auto,
+    /// Alternating projections.
     GoDec,
     /// Principal component pursuit, then alternating projections.
     Pcp,
@@ -227,22 +229,23 @@ impl Fitter<'_> {
         descend(self.run, stop, scale, state, energy, |state, _, _| self.sweep(state))
     }
 
-    fn plain(&self, method: SparseLowRankMethod) -> Result<Descent<State>> {
+    /// From the better of the two simple starts; from the pursued low-rank part too, where there is one.
+    fn plain(&self, pursued: Option<&Array2<f64>>) -> Result<Descent<State>> {
         let (a, b) = (self.low_rank_first(self.w)?, self.sparse_first()?);
-        let mut start = if self.energy(&a) <= self.energy(&b) { a } else { b };
-        if method == SparseLowRankMethod::Pcp {
-            let pursued = self.low_rank_first(&pursue(self.w, self.run)?)?;
-            if self.energy(&pursued) <= self.energy(&start) {
-                start = pursued;
-            }
-        }
-        self.descend(start, PLAIN)
+        let start = if self.energy(&a) <= self.energy(&b) { a } else { b };
+        let found = self.descend(start, PLAIN)?;
+        let Some(pursued) = pursued else { return Ok(found) };
+        let other = self.descend(self.low_rank_first(pursued)?, PLAIN)?;
+        Ok(if other.energy < found.energy { other } else { found })
     }
 }
 
 /// Planted sums converge linearly, far below any tolerance on the energy of the weight.
-const PLAIN: Stop = Stop { sweeps: 60, tolerance: 1e-4 };
+const PLAIN: Stop = Stop { sweeps: 200, tolerance: 1e-4 };
 const WEIGHTED: Stop = Stop { sweeps: 15, tolerance: 1e-3 };
+
+/// Entries of a weight up to which pursuit, some dozens of full decompositions, is tried unasked.
+const CHEAP_PURSUIT: usize = 1 << 18;
 
 /// The low-rank part of principal component pursuit, `min ‖L‖_* + λ ‖S‖_1` with `L + S = W`.
 fn pursue(w: &Array2<f64>, run: &Run<'_>) -> Result<Array2<f64>> {
@@ -280,15 +283,16 @@ impl Family for SparseLowRank {
         ("rank", "rank of the low-rank part"),
         ("nnz", "number of sparse entries"),
         ("density", "sparse entries as a fraction of all"),
-        ("method", "`godec` (default) or `pcp`"),
+        ("method", "`auto` (default), `godec` or `pcp`"),
     ];
     type Spec = SparseLowRankSpec;
 
     fn spec((out, inp): (usize, usize), request: &Request) -> Result<SparseLowRankSpec> {
         let method = match request.get::<String>("method")?.as_deref() {
-            None | Some("godec") => SparseLowRankMethod::GoDec,
+            None | Some("auto") => SparseLowRankMethod::Auto,
+            Some("godec") => SparseLowRankMethod::GoDec,
             Some("pcp") => SparseLowRankMethod::Pcp,
-            Some(other) => return Err(Error::parameter("method", other, "godec or pcp")),
+            Some(other) => return Err(Error::parameter("method", other, "auto, godec or pcp")),
         };
         let (shape, most) = ((out, inp), most_positions((out, inp)));
         let size = |rank, nnz: usize| {
@@ -321,11 +325,17 @@ impl Family for SparseLowRank {
         run: &Run<'_>,
     ) -> Result<Fit<Self>> {
         spec.check(w.dim())?;
+        let pursue_it = match spec.method {
+            SparseLowRankMethod::Auto => w.len() <= CHEAP_PURSUIT,
+            SparseLowRankMethod::GoDec => false,
+            SparseLowRankMethod::Pcp => true,
+        };
+        let pursued = pursue_it.then(|| pursue(w, run)).transpose()?;
         let mut best: Option<Descent<State>> = None;
         for &(rank, nnz) in &spec.splits {
             let spec_of = SparseSpec { nnz, ..Default::default() };
             let fitter = |objective| Fitter { w, rank, spec: spec_of, objective, run };
-            let found = fitter(&Objective::Frobenius).plain(spec.method)?;
+            let found = fitter(&Objective::Frobenius).plain(pursued.as_ref())?;
             let found = match objective {
                 Objective::Frobenius => found,
                 weighted => fitter(weighted).descend(found.state, WEIGHTED)?,

@@ -2,7 +2,8 @@
 
 use super::{Cur, CurMetric, CurSelection, CurSpec};
 use crate::error::{Error, Result};
-use crate::linalg::{self, SvdMethod, SvdOptions, matmul, matmul_nt, matmul_tn};
+use crate::linalg::{self, Svd, SvdMethod, SvdOptions, matmul, matmul_nt, matmul_tn};
+use crate::matrix::StructuredMatrix;
 use crate::projection::{Fit, Objective, Run, largest, select};
 use crate::storage::{Factor, Storage};
 use ndarray::{Array2, Axis};
@@ -48,17 +49,25 @@ pub(super) fn fit(
         None => spec.rank,
         Some(energy) => rank_of_energy(seen.as_ref().unwrap_or(w), energy, run)?.min(spec.rank),
     };
-    let plain = independent(w, choose(w, w, rank, spec.selection, run)?, run.storage());
     let link = |choice: &Choice, weighted: bool| {
         let (seen, root) = if weighted { (seen.as_ref(), root.as_ref()) } else { (None, None) };
         build(w, seen, root, choice, spec.fused, run)
     };
-    let mut best = link(&plain, false)?;
+    let plain = choose(w, w, rank, spec.selection, run)?;
+    let mut found: Option<(f64, Cur)> = None;
+    for choice in &plain {
+        let cur = link(&independent(w, choice.clone(), run.storage()), false)?;
+        let energy = Objective::Frobenius.energy(&(w - &cur.to_dense_f64()));
+        if found.as_ref().is_none_or(|(least, _)| energy < *least) {
+            found = Some((energy, cur));
+        }
+    }
+    let (_, mut best) = found.ok_or(Error::NoConvergence("the choice of rows and columns"))?;
     let (Some(c), Some(seen)) = (c, &seen) else { return Ok(Fit::local(best, Vec::new())) };
     let rms: Vec<f64> = c.diag().iter().map(|v| v.max(0.0).sqrt()).collect();
     let scaled = || Array2::from_shape_fn((m, n), |(i, j)| w[[i, j]] * rms[j]);
     let aware = match spec.metric {
-        Some(CurMetric::Weight) => plain.clone(),
+        Some(CurMetric::Weight) => Vec::new(),
         Some(CurMetric::AbsWanda) => {
             let metric = scaled().mapv(f64::abs);
             choose(&metric, &metric, rank, spec.selection, run)?
@@ -66,9 +75,9 @@ pub(super) fn fit(
         Some(CurMetric::Wanda) => choose(w, &scaled(), rank, spec.selection, run)?,
         None | Some(CurMetric::Cov) => choose(w, seen, rank, spec.selection, run)?,
     };
-    let energy = |cur: &Cur| objective.energy(&(w - &crate::StructuredMatrix::to_dense_f64(cur)));
+    let energy = |cur: &Cur| objective.energy(&(w - &cur.to_dense_f64()));
     let mut least = energy(&best);
-    for choice in [plain, aware] {
+    for choice in plain.into_iter().chain(aware) {
         // Rows are told apart by what the activations see of them.
         let cur = link(&independent(seen, choice, run.storage()), true)?;
         let energy = energy(&cur);
@@ -90,30 +99,36 @@ fn rank_of_energy(a: &Array2<f64>, energy: f64, run: &Run<'_>) -> Result<usize> 
     Ok(reached.map_or(values.len(), |k| k + 1).max(1))
 }
 
-/// `rank` rows and columns. `metric` is what is to be explained, by columns of `w` and rows of `metric`.
+/// Choices of `rank` rows and columns: one, or those among which [`CurSelection::Auto`] picks. `metric` is what is to be explained, by
+/// columns of `w` and rows of `metric`.
 fn choose(
     w: &Array2<f64>,
     metric: &Array2<f64>,
     rank: usize,
     selection: CurSelection,
     run: &Run<'_>,
-) -> Result<Choice> {
+) -> Result<Vec<Choice>> {
     let (m, n) = metric.dim();
     let vectors = || {
         let options = SvdOptions { method: SvdMethod::Auto, seed: run.seed(), ..Default::default() };
         linalg::truncated_svd(metric, rank, &options, run.threads()).map(|found| found.svd)
     };
-    let both = |rows, cols| Ok(Choice { rows, cols });
+    let both = |rows, cols| Ok(vec![Choice { rows, cols }]);
+    let pivoted = |svd: &Svd| {
+        let (rows, cols) =
+            (linalg::pivot_columns(&svd.u.t(), rank).0, linalg::pivot_columns(&svd.vt, rank).0);
+        Choice { rows, cols }
+    };
+    let interpolated =
+        |svd: Svd| Choice { rows: interpolate(svd.u), cols: interpolate(svd.vt.reversed_axes()) };
     match selection {
-        CurSelection::Greedy => greedy(w, metric, rank, run),
-        CurSelection::QDeim => {
+        CurSelection::Auto => {
             let svd = vectors()?;
-            both(linalg::pivot_columns(&svd.u.t(), rank).0, linalg::pivot_columns(&svd.vt, rank).0)
+            Ok(vec![greedy(w, metric, rank, run)?, pivoted(&svd), interpolated(svd)])
         }
-        CurSelection::Deim => {
-            let svd = vectors()?;
-            both(interpolate(svd.u), interpolate(svd.vt.reversed_axes()))
-        }
+        CurSelection::Greedy => Ok(vec![greedy(w, metric, rank, run)?]),
+        CurSelection::QDeim => Ok(vec![pivoted(&vectors()?)]),
+        CurSelection::Deim => Ok(vec![interpolated(vectors()?)]),
         CurSelection::Leverage => {
             let svd = vectors()?;
             both(largest(&energies(&svd.u), rank), largest(&energies(&svd.vt.reversed_axes()), rank))

@@ -50,9 +50,11 @@ pub struct Cur {
 /// How rows and columns are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CurSelection {
+    /// Greedy, pivoted and interpolating selection; the one of the least error.
+    #[default]
+    Auto,
     /// One after the other, whichever explains most of what is left of the metric; rows for the chosen columns, then columns
     /// for the chosen rows, while that helps.
-    #[default]
     Greedy,
     /// Pivoted QR of the leading singular vectors.
     QDeim,
@@ -70,6 +72,7 @@ impl FromStr for CurSelection {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
         Ok(match text {
+            "auto" => Self::Auto,
             "greedy" => Self::Greedy,
             "qdeim" => Self::QDeim,
             "deim" => Self::Deim,
@@ -77,7 +80,7 @@ impl FromStr for CurSelection {
             "magnitude" => Self::Magnitude,
             "random" => Self::Random,
             _ => {
-                let expected = "greedy, qdeim, deim, leverage, magnitude or random";
+                let expected = "auto, greedy, qdeim, deim, leverage, magnitude or random";
                 return Err(Error::parameter("selection", text, expected));
             }
         })
@@ -230,7 +233,7 @@ impl Family for Cur {
     const PARAMETERS: &'static [(&'static str, &'static str)] = &[
         ("rank", "number of rows and columns"),
         ("energy", "fewer where the singular values hold this fraction of the energy"),
-        ("selection", "`greedy` (default), `qdeim`, `deim`, `leverage`, `magnitude` or `random`"),
+        ("selection", "`auto` (default), `greedy`, `qdeim`, `deim`, `leverage`, `magnitude` or `random`"),
         ("metric", "`weight`, `abs_wanda`, `wanda` or `cov`; the better of `weight` and `cov` by default"),
         ("fused", "`true` stores C U as one factor"),
     ];
