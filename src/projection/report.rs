@@ -23,7 +23,7 @@ impl std::fmt::Display for Guarantee {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Guarantee::GlobalOptimum => f.write_str("global optimum"),
-            Guarantee::WithinFactor(c) => write!(f, "within {c} of optimum"),
+            Guarantee::WithinFactor(c) => write!(f, "within {c:.4} of the optimum"),
             Guarantee::LocalOptimum => f.write_str("local optimum"),
         }
     }

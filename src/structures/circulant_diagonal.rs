@@ -10,6 +10,7 @@ use crate::projection::{Descent, Family, Fit, Guarantee, Objective, Request, Run
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
+use crate::structures::Dense;
 use ndarray::{Array2, ArrayRef2};
 use num_complex::Complex;
 
@@ -178,6 +179,12 @@ fn sheared(wt: &ArrayRef2<f64>) -> Array2<f64> {
     Array2::from_shape_fn((m, n), |(i, s)| wt[[(i + n - s % n) % n, i]])
 }
 
+/// `W` of a sheared `M` (out x in).
+fn unsheared(m: &ArrayRef2<f64>) -> Array2<f64> {
+    let n = m.ncols();
+    Array2::from_shape_fn(m.dim(), |(i, j)| m[[i, (i + n - j) % n]])
+}
+
 impl Family for CirculantDiagonal {
     const NAME: &'static str = "circulant_diagonal";
     const PARAMETERS: &'static [(&'static str, &'static str)] = &[("terms", "number of terms")];
@@ -214,9 +221,12 @@ impl Family for CirculantDiagonal {
             return Ok(Fit { matrix, guarantee, iterations: found.iterations, history: Vec::new() });
         };
         let weighted = Weighted::new(w, gram, run);
-        let start = objective.energy(&(w - &Self::member(Storage::F64, &d, &c).to_dense_f64()));
-        let stop = Stop { sweeps: 15, tolerance: 1e-3 };
+        let start = objective.energy(&(w - &unsheared(&linalg::matmul_tn(&d, &c, run.threads()))));
+        let stop = Stop { sweeps: 10, tolerance: 1e-3 };
         let steps = Some(6);
+        let dense = |d: &Array2<f64>, c: &Array2<f64>| {
+            Dense::new(&unsheared(&linalg::matmul_tn(d, c, run.threads())))
+        };
         let array = |len: usize, v: &[f64]| Array2::from_shape_fn((terms, len), |(k, i)| v[k * len + i]);
         let flat = |a: &Array2<f64>| a.iter().copied().collect::<Vec<f64>>();
         let Descent { state: (d, c), history, .. } =
@@ -224,7 +234,7 @@ impl Family for CirculantDiagonal {
                 let solution = weighted.solve(
                     flat(d),
                     steps,
-                    |v| Ok(Self::member(Storage::F64, &array(m, v), c)),
+                    |v| dense(&array(m, v), c),
                     |e| flat(&linalg::matmul_nt(c, &sheared(e), run.threads())),
                     |r| r.to_vec(),
                 )?;
@@ -232,7 +242,7 @@ impl Family for CirculantDiagonal {
                 let solution = weighted.solve(
                     flat(c),
                     steps,
-                    |v| Ok(Self::member(Storage::F64, d, &array(n, v))),
+                    |v| dense(d, &array(n, v)),
                     |e| flat(&linalg::matmul(d, &sheared(e), run.threads())),
                     |r| r.to_vec(),
                 )?;

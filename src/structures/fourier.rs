@@ -3,12 +3,13 @@
 use super::spectral::{for_rows, scratch_len, transform_flops};
 use crate::error::{Error, Result};
 use crate::kernels::{Cosine, RealFft, Spectrum, SpectrumCache, Term, fft2};
-use crate::matrix::{Multiply, Op, Operands, StructuredMatrix};
+use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run, Weighted, largest};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
+use crate::structures::Dense;
 use ndarray::{Array2, ArrayRef2, Axis};
 use num_complex::Complex;
 use rand::Rng;
@@ -273,20 +274,58 @@ fn analyse(transform: FourierTransform, w: &ArrayRef2<f64>) -> Array2<Complex<f6
     match transform {
         FourierTransform::Dft => fft2(&mut z, false),
         FourierTransform::Dct => {
-            for axis in [Axis(1), Axis(0)] {
-                let len = z.len_of(axis);
-                let plan = Cosine::<f64>::new(len);
-                let (mut row, mut out) = (vec![0.0; len], vec![0.0; len]);
-                let mut scratch = vec![Complex::default(); plan.scratch_len()];
-                for mut lane in z.lanes_mut(axis) {
-                    row.iter_mut().zip(&lane).for_each(|(to, from)| *to = from.re);
-                    plan.forward(&row, &mut out, &mut scratch);
-                    lane.iter_mut().zip(&out).for_each(|(to, from)| *to = Complex::from(*from));
-                }
-            }
+            along_axes(&mut z, |plan, row, out, scratch| plan.forward(row, out, scratch))
         }
     }
     z
+}
+
+/// The inverse of [`analyse`] for some coefficients of a real matrix, in `O(out in log)`.
+fn synthesise(
+    shape: (usize, usize),
+    transform: FourierTransform,
+    indices: &[u32],
+    values: &[f64],
+) -> Array2<f64> {
+    let n = shape.1;
+    let mut z = Array2::from_elem(shape, Complex::default());
+    for (k, &index) in indices.iter().enumerate() {
+        let index = index as usize;
+        match transform {
+            FourierTransform::Dct => z[[index / n, index % n]] = Complex::from(values[k]),
+            FourierTransform::Dft => {
+                let (value, mirrored) =
+                    (Complex::new(values[2 * k], values[2 * k + 1]), mirror(index, shape));
+                z[[mirrored / n, mirrored % n]] = value.conj();
+                z[[index / n, index % n]] = if mirrored == index { Complex::from(value.re) } else { value };
+            }
+        }
+    }
+    match transform {
+        FourierTransform::Dft => fft2(&mut z, true),
+        FourierTransform::Dct => along_axes(&mut z, |plan, row, out, scratch| {
+            plan.inverse(row, out, Update::Overwrite, scratch);
+        }),
+    }
+    z.mapv(|z| z.re)
+}
+
+/// Replaces the real parts of rows and columns by a cosine transform of them.
+fn along_axes(
+    z: &mut Array2<Complex<f64>>,
+    transform: impl Fn(&Cosine<f64>, &[f64], &mut [f64], &mut [Complex<f64>]),
+) {
+    for axis in [Axis(1), Axis(0)] {
+        let len = z.len_of(axis);
+        let plan = Cosine::<f64>::new(len);
+        let (mut row, mut out) = (vec![0.0; len], vec![0.0; len]);
+        let mut scratch = vec![Complex::default(); plan.scratch_len()];
+        for mut lane in z.lanes_mut(axis) {
+            row.iter_mut().zip(&lane).for_each(|(to, from)| *to = from.re);
+            transform(&plan, &row, &mut out, &mut scratch);
+            lane.iter_mut().zip(&out).for_each(|(to, from)| *to = Complex::from(*from));
+        }
+    }
 }
 
 /// The `count` coefficients of the largest `score`, one of each mirrored pair.
@@ -391,8 +430,8 @@ impl Family for Fourier {
         for indices in [plain, support(transform, &seen, count)] {
             let solution = weighted.solve(
                 values_at(&indices),
-                None,
-                |values| Ok(member(Storage::F64, &indices, values)),
+                Some(run.max_iterations(STEPS)),
+                |values| Dense::new(&synthesise(shape, transform, &indices, values)),
                 |e| gather(transform, &analyse(transform, &e.t()), &indices),
                 |r| r.iter().map(|r| r / mean).collect(),
             )?;
@@ -449,6 +488,9 @@ impl Family for Fourier {
         Ok(Self { shape: (m, n), transform, values, indices, cache: SpectrumCache::default() })
     }
 }
+
+/// Steps of conjugate gradients at most, where the caller did not say.
+const STEPS: usize = 60;
 
 /// Longest transform that a file may ask for.
 const MAX_LEN: usize = 1 << 24;
