@@ -8,7 +8,7 @@
 
 mod cli;
 
-use clap::{ArgGroup, Parser};
+use clap::Parser;
 use globset::GlobBuilder;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -24,7 +24,7 @@ use structmat::{Error, Result};
 ///
 /// Tensors that no pattern matches, and matched ones that are no matrices, are copied through untouched.
 #[derive(Debug, Parser)]
-#[command(version, group(ArgGroup::new("size").args(["ratio", "params", "bytes", "rank", "param", "blocks"]).multiple(true).required(true)))]
+#[command(version)]
 struct Args {
     /// Checkpoint to read.
     #[arg(long)]
@@ -56,7 +56,8 @@ struct Args {
     /// Storage of the factors: f64, f32, bf16, f16, int8 or int4.
     #[arg(long, default_value = "f32")]
     storage: Storage,
-    /// Second moments of the layers' inputs: per tensor name an in x in matrix, or `NAME.activations` of batch x in.
+    /// Second moments of the layers' inputs: per tensor an in x in matrix `NAME` (or `second_moment/NAME`), or `NAME.activations` of
+    /// batch x in.
     #[arg(long)]
     gram: Option<PathBuf>,
     /// Seed of every random choice.
@@ -232,7 +233,9 @@ fn gram(file: &Checkpoint, name: &str) -> Result<Gram> {
         gram.accumulate(&x)?;
         return Ok(gram);
     }
-    Gram::from_second_moment(&file.matrix::<f64>(name)?)
+    let prefixed = format!("second_moment/{name}");
+    let stored = if file.shape(&prefixed).is_some() { prefixed.as_str() } else { name };
+    Gram::from_second_moment(&file.matrix::<f64>(stored)?)
 }
 
 /// The projection to write for each tensor: the only one, or that of the least error.
@@ -245,19 +248,22 @@ fn best<'a>(outcomes: &'a [Projection], name: &str) -> Option<&'a Projected<Box<
     found.min_by(|a, b| error(a).total_cmp(&error(b)))
 }
 
+/// Why a family is missing from a table.
+fn reason(error: &Error) -> String {
+    match error {
+        Error::Budget { minimum, .. } => format!("its smallest member needs {minimum}"),
+        other => other.to_string(),
+    }
+}
+
 fn print_tables(outcomes: &[Projection], names: &[String], all: bool) {
     let weighted =
         |o: &Projection| o.result.as_ref().is_ok_and(|p| p.report.weighted_relative_error.is_some());
     let weighted = outcomes.iter().any(weighted);
     let cells = |outcome: &Projection| match &outcome.result {
-        Err(error) => vec![
-            "-".to_owned(),
-            String::new(),
-            String::new(),
-            String::new(),
-            String::new(),
-            error.to_string(),
-        ],
+        Err(error) => {
+            vec!["-".to_owned(), String::new(), String::new(), String::new(), String::new(), reason(error)]
+        }
         Ok(Projected { report: r, .. }) => vec![
             r.params.to_string(),
             r.bytes.to_string(),

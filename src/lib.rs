@@ -15,7 +15,7 @@
 //! let spec = LowRank::for_budget(w.dim(), Budget::Ratio(0.25))?;
 //! let Projected { matrix, report } = LowRank::project(&w, &spec, &Objective::Frobenius, &Options::default())?;
 //! let y = matrix.matmul(&Array2::<f32>::ones((8, 64)))?; // batch x in -> batch x out
-//! # assert!(report.relative_error < 1e-5 && y.dim() == (8, 48));
+//! # assert!(report.relative_error < 1e-3 && y.dim() == (8, 48));
 //! # Ok(()) }
 //! ```
 //!
@@ -67,3 +67,8 @@ pub mod prelude {
     pub use crate::storage::{Factor, Storage};
     pub use crate::structures::*;
 }
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -176,7 +176,7 @@ fn no_worse_than_reference_software() {
         let name = case["name"].as_str().unwrap();
         let w = oracle.matrix(case, "input");
         let b = case["b"].as_u64().unwrap() as usize;
-        let got = fit(&w, (b, b), case["r"].as_u64().unwrap() as usize, 100).report;
+        let got = fit(&w, (b, b), case["r"].as_u64().unwrap() as usize, 200).report;
         let reference = case["rel_error"].as_f64().unwrap();
         println!("{name}: {} in {} s, reference {reference}", got.relative_error, got.seconds);
         // Reference fits that are exact for practical purposes only have to be matched as such.

@@ -192,7 +192,7 @@ fn errors_are_one_line_and_leave_nothing_behind() {
         (format!("{model} --tensors * --structure low_rank --ratio 0.5 --param no=1 {rest}"), "`no`"),
         (format!("{model} --tensors * --structure low_rank --ratio 0.5 --blocks 4 {rest}"), "blocks"),
         (format!("{model} --tensors * --structure low_rank --ratio 0.5 --storage f99 {rest}"), "f99"),
-        (format!("{model} --tensors * --structure low_rank {rest}"), "--ratio"),
+        (format!("{model} --tensors * --structure low_rank {rest}"), "a budget"),
         (format!("{model} --tensors * --structure low_rank --ratio 0.5"), "output"),
         (
             format!(
@@ -227,7 +227,7 @@ fn errors_are_one_line_and_leave_nothing_behind() {
             ),
             "semi-definite",
         ),
-        (format!("{model} --tensors * --structure all --params 1 {rest}"), "no family"),
+        (format!("{model} --tensors * --structure all --ratio 0.0000001 {rest}"), "no family"),
     ] {
         let output = setup.run("compress", &args.split_whitespace().collect::<Vec<_>>());
         let message = text(&output.stderr);

@@ -103,7 +103,9 @@ impl<'a> Writer<'a> {
         let bad = |reason: String| Error::File { path: path.to_owned(), reason };
         let metadata = (!self.metadata.is_empty()).then(|| self.metadata.clone());
         let header = Metadata::new(metadata, infos.collect()).map_err(|e| bad(e.to_string()))?;
-        let mut header = serde_json::to_vec(&header).map_err(|e| bad(e.to_string()))?;
+        // By way of a value, whose keys are sorted: the same content makes the same file.
+        let header = serde_json::to_value(&header).map_err(|e| bad(e.to_string()))?;
+        let mut header = header.to_string().into_bytes();
         header.resize(header.len().next_multiple_of(8), b' ');
 
         let length = (header.len() as u64).to_le_bytes();

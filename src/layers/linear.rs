@@ -18,8 +18,8 @@ use ndarray::{Array1, Array2, ArrayRef1, ArrayRef2, Ix1};
 /// let spec = LowRankSpec { rank: 1, ..Default::default() };
 /// let (layer, report) = Linear::project::<LowRank, f32>(
 ///     &w, Some(&array![1.0, 2.0, 3.0]), &spec, &Objective::Frobenius, &Options::default())?;
-/// let y = layer.forward(&Array2::ones((2, 4)))?;
-/// # assert!(report.relative_error < 1e-6 && (y[[1, 2]] - 15.0f32).abs() < 1e-5);
+/// let y = layer.forward(&Array2::<f32>::ones((2, 4)))?;
+/// # assert!(report.relative_error < 1e-6 && (y[[1, 2]] - 15.0).abs() < 1e-5);
 /// # Ok(()) }
 /// ```
 #[derive(Debug, Clone)]

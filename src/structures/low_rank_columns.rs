@@ -18,8 +18,8 @@ use ndarray::{Array2, Axis};
 /// Projection: for given $J$ the entries in its columns are free, so the optimum fits the other columns by a truncated singular
 /// value decomposition, with the tail energy of $W_{:,J^c}$ as error. With activations the regression on $x_J$ is eliminated
 /// first: $U$ spans the leading eigenvectors of $W C' W^T$ with $C' = C - C_{:J} C_{JJ}^{-1} C_{J:}$, and
-/// $A = ((W - U V) C)_J C_{JJ}^{-1}$, optimal for given $J$ too. $J$ starts as the largest columns and moves to the largest
-/// columns of $W - P P^T W$ while the error falls; with activations it starts from the $J$ of the plain projection.
+/// $A = ((W - U V) C)_J C_{JJ}^{-1}$, optimal for given $J$ too. $J$ starts as the largest columns, or as those that low rank
+/// alone explains worst, and moves to the largest columns of $W - P P^T W$ while the error falls; with activations it starts from the $J$ of the plain projection.
 /// `method = lost` is the published initialization instead: see [`ColumnChoice::Lost`].
 ///
 /// Source: J. Li et al., "LOST: low-rank and sparse pre-training for large language models", 2025.
@@ -281,8 +281,15 @@ impl Family for LowRankColumns {
                 Ok(state.energy(w, objective, run))
             })
         };
-        let start = State::best(w, rank, largest(&column_energies(w), kept), None, run)?;
-        let plain = improve(start, &Objective::Frobenius)?;
+        // From the largest columns, and from those that low rank alone explains worst.
+        let options = SvdOptions { method: SvdMethod::Auto, seed: run.seed(), ..Default::default() };
+        let u = linalg::truncated_svd(w, rank, &options, run.threads())?.svd.u;
+        let rest = w - &matmul(&u, &matmul_tn(&u, w, run.threads()), run.threads());
+        let from = |scores: Vec<f64>| {
+            improve(State::best(w, rank, largest(&scores, kept), None, run)?, &Objective::Frobenius)
+        };
+        let (large, unexplained) = (from(column_energies(w))?, from(column_energies(&rest))?);
+        let plain = if unexplained.energy < large.energy { unexplained } else { large };
         let found = match objective.second_moment() {
             None => plain,
             c @ Some(_) => {

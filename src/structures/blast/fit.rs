@@ -14,6 +14,10 @@ use std::ops::Range;
 pub(super) const SWEEPS: usize = 100;
 /// Steps of the gradient method.
 pub(super) const GRADIENT_STEPS: usize = 300;
+/// Entries of a weight up to which the gradient method is tried as one more start.
+const SMALL: usize = 1 << 16;
+/// Such starts at most, for matrices much smaller than that.
+const MOST_RANDOM: usize = 4;
 /// Of the sweeps, one in so many is spent on every start; then the best goes on alone.
 const TRIAL_SHARE: usize = 8;
 /// Ridge of the exact solves, relative to each diagonal entry.
@@ -74,10 +78,20 @@ pub(super) fn fit(
             if spec.rank >= spec.blocks.0.max(spec.blocks.1) {
                 starts.push(block_low_rank(w, spec, run)?);
             }
-            plain.solve(starts, spec.sweeps, run)?
+            let (mut best, mut history) = plain.solve(starts, spec.sweeps, run)?;
+            // A gradual descent from a small random start sometimes ends lower.
+            for stream in 0..(SMALL / w.len()).min(MOST_RANDOM) as u64 {
+                let (start, _) =
+                    plain.descend_gradient(spec.rank, GRADIENT_STEPS, (0.1, 0.0), stream, run)?;
+                let (other, more) = plain.solve(vec![start], spec.sweeps, run)?;
+                if plain.energy(&other) < plain.energy(&best) {
+                    (best, history) = (other, more);
+                }
+            }
+            (best, history)
         }
         BlastMethod::Gradient { delta, end_factor } => {
-            plain.descend_gradient(spec, (delta, end_factor), run)?
+            plain.descend_gradient(spec.rank, spec.sweeps, (delta, end_factor), 0, run)?
         }
     };
     let Some(c) = objective.second_moment() else { return Ok((best, history)) };
@@ -463,18 +477,20 @@ impl<'a> Problem<'a> {
     /// The source's preconditioned gradient descent. `W` is scaled to unit variance there; here the start is scaled instead.
     fn descend_gradient(
         &self,
-        spec: &BlastSpec,
+        rank: usize,
+        sweeps: usize,
         (delta, end_factor): (f64, f64),
+        stream: u64,
         run: &Run<'_>,
     ) -> Result<(Factors, Vec<f64>)> {
-        let ((m, n), (b1, b2), rank) = (self.w.dim(), spec.blocks, spec.rank);
+        let ((m, n), (b1, b2)) = (self.w.dim(), (self.rows.len(), self.cols.len()));
         let deviation = (self.scale / (m * n) as f64).sqrt();
         if deviation == 0.0 {
             return Ok((Factors::zeros((m, n), (b1, b2), rank), Vec::new()));
         }
         let unit = self.w / deviation;
-        let problem = Problem::new(&unit, spec.blocks, None, self.threads)?;
-        let mut gaussian: Gaussian = run.gaussian(2);
+        let problem = Problem::new(&unit, (b1, b2), None, self.threads)?;
+        let mut gaussian: Gaussian = run.gaussian(2 + stream);
         let small = 1e-3 / (rank as f64).sqrt();
         let start = Factors {
             u: gaussian.matrix(m, rank, small),
@@ -482,7 +498,7 @@ impl<'a> Problem<'a> {
             s: Array3::from_shape_simple_fn((b1, b2, rank), || gaussian.sample()),
         };
         let energy = problem.energy(&start);
-        let stop = Stop { sweeps: spec.sweeps, tolerance: 0.0 };
+        let stop = Stop { sweeps, tolerance: 0.0 };
         let found = descend(run, stop, problem.scale, (start, energy), energy, |(f, energy), k, steps| {
             let eta = 1.0 - (1.0 - end_factor) * k as f64 / steps as f64;
             let step = Step { weight: 2.0 * eta, ridge: Ridge::OfError(delta) };
