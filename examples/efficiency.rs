@@ -131,7 +131,7 @@ impl Machine {
                 let start = Instant::now();
                 data.par_chunks(chunk).for_each(|part| {
                     (0..passes)
-                        .for_each(|_| drop(black_box(roofline::read(Level::detected(), black_box(part)))));
+                        .for_each(|_| _ = black_box(roofline::read(Level::detected(), black_box(part))));
                 });
                 (passes * size) as f64 / start.elapsed().as_secs_f64()
             };
@@ -149,6 +149,11 @@ impl Machine {
     }
 }
 
+/// The exact answer for an input.
+type Expected = Box<dyn Fn(&Array2<f32>) -> Array2<f64>>;
+/// Copy `k` of the matrix times an input, into the output.
+type Product = Box<dyn FnMut(usize, &Array2<f32>, &mut Array2<f32>) -> Result<()>>;
+
 /// Something that multiplies: copies of a structured matrix, or somebody else's dense product.
 struct Candidate {
     name: String,
@@ -158,8 +163,8 @@ struct Candidate {
     dense: bool,
     copies: usize,
     /// The answer to check against, given the input.
-    expected: Box<dyn Fn(&Array2<f32>) -> Array2<f64>>,
-    run: Box<dyn FnMut(usize, &Array2<f32>, &mut Array2<f32>) -> Result<()>>,
+    expected: Expected,
+    run: Product,
 }
 
 fn main() -> ExitCode {
@@ -313,20 +318,19 @@ fn dense_candidates((m, n): (usize, usize), threads: usize, cold: bool) -> Resul
     let own = structured("dense (structmat)", Box::new(Dense::new(&w)?), threads, cold);
     let copies = copies(4 * m * n, cold);
     let weights = vec![w; copies];
-    let other =
-        |name: &str, run: Box<dyn FnMut(usize, &Array2<f32>, &mut Array2<f32>) -> Result<()>>| Candidate {
-            name: name.to_owned(),
-            ratio: 1.0,
-            bytes: 4 * m * n,
-            flops: 2 * (m * n) as u64,
-            dense: true,
-            copies,
-            expected: {
-                let w = reference.mapv(f64::from);
-                Box::new(move |x| x.mapv(f64::from).dot(&w.t()))
-            },
-            run,
-        };
+    let other = |name: &str, run: Product| Candidate {
+        name: name.to_owned(),
+        ratio: 1.0,
+        bytes: 4 * m * n,
+        flops: 2 * (m * n) as u64,
+        dense: true,
+        copies,
+        expected: {
+            let w = reference.mapv(f64::from);
+            Box::new(move |x| x.mapv(f64::from).dot(&w.t()))
+        },
+        run,
+    };
     let (for_gemm, for_ndarray) = (weights.clone(), weights);
     let gemm = move |k: usize, x: &Array2<f32>, y: &mut Array2<f32>| {
         gemm_crate(&for_gemm[k], x, y, threads);

@@ -2,7 +2,7 @@
 //!
 //! Every size threshold of the crate lives here, by name.
 
-use crate::kernels::{AlignedVec, Level, Rows, RowsMut};
+use crate::kernels::{AlignedVec, Level, RowsMut};
 use crate::scalar::Scalar;
 
 /// Multiply-adds below which a product is not split between threads: handing work to a sleeping worker of a
@@ -157,53 +157,4 @@ impl<'a, T: Scalar> Workspace<'a, T> {
     pub fn reborrow(&mut self) -> Workspace<'_, T> {
         Workspace { scratch: self.scratch, policy: self.policy }
     }
-}
-
-/// Splits `0..len` into at most `tasks` ranges whose inner ends are multiples of `align`, and runs `work` on each
-/// with its exclusive columns of `y`; recursive `rayon::join`, nothing when one task suffices.
-pub(crate) fn split_columns<T: Scalar>(
-    y: RowsMut<'_, T>,
-    offset: usize,
-    tasks: usize,
-    align: usize,
-    work: &(impl Fn(usize, RowsMut<'_, T>) + Sync),
-) {
-    let cols = y.cols();
-    let at = (cols / 2).next_multiple_of(align);
-    if tasks < 2 || at >= cols {
-        return work(offset, y);
-    }
-    let (left, right) = y.split_columns(at);
-    let half = tasks / 2;
-    rayon::join(
-        || split_columns(left, offset, tasks - half, align, work),
-        || split_columns(right, offset + at, half, align, work),
-    );
-}
-
-/// The same for the rows (batch) of `y`, with the matching rows of `x`.
-pub(crate) fn split_batch<T: Scalar>(
-    x: Rows<'_, T>,
-    y: RowsMut<'_, T>,
-    scratch: &mut [T],
-    scratch_per_row: usize,
-    tasks: usize,
-    work: &(impl Fn(Rows<'_, T>, RowsMut<'_, T>, &mut [T]) + Sync),
-) {
-    let rows = y.rows();
-    if tasks < 2 || rows < 2 {
-        return work(x, y, scratch);
-    }
-    let half = tasks / 2;
-    // Even counts keep pairs of rows together for transforms that take two real rows at once.
-    let at = (rows / 2).next_multiple_of(2).min(rows);
-    if at == rows {
-        return work(x, y, scratch);
-    }
-    let (top, bottom) = y.split_batch(at);
-    let (scratch_top, scratch_bottom) = scratch.split_at_mut(at * scratch_per_row);
-    rayon::join(
-        || split_batch(x.batch(0..at), top, scratch_top, scratch_per_row, tasks - half, work),
-        || split_batch(x.batch(at..rows), bottom, scratch_bottom, scratch_per_row, half, work),
-    );
 }

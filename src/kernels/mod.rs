@@ -1,7 +1,7 @@
 //! What runs: the only place with `unsafe` code.
 //!
-//! Algorithms are written once over [`simd::Simd`] (vectors of a level) and [`source::Source`] (decoding of a storage);
-//! [`level`] enters the code compiled for a level. Public functions here are safe and check their arguments.
+//! Algorithms are written once over `Simd` (vectors of a level) and `Source` (decoding of a storage);
+//! `level.rs` enters the code compiled for a level. Public functions here are safe and check their arguments.
 
 mod aligned;
 mod fft;

@@ -2,6 +2,9 @@
 //!
 //! Each output is summed in the same order whatever tile computes it, so splits between threads change no bit.
 
+// Tiles are arrays of constant size: with indices the compiler keeps them in registers.
+#![allow(clippy::needless_range_loop)]
+
 use super::gemm::Job;
 use super::simd::Simd;
 use super::source::Source;

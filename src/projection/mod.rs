@@ -16,7 +16,7 @@ mod selection;
 pub(crate) use conjugate::least_squares;
 pub(crate) use descent::{Descent, Stop, descend};
 pub use gram::Gram;
-pub(crate) use linear::{Solution, Weighted};
+pub(crate) use linear::Weighted;
 pub use report::{Fit, Guarantee, Projected, Report};
 pub use request::{Budget, Request, Size};
 pub use run::{Options, Progress, Run};

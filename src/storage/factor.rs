@@ -282,6 +282,7 @@ impl Factor {
     }
 
     /// `y (+)= a ∘ x` for the row `a = A[row, from..]` of matrix `block`, entry by entry.
+    #[allow(clippy::too_many_arguments)]
     pub fn scale_row<T: Scalar>(
         &self,
         block: usize,

@@ -8,7 +8,7 @@ use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run, Stop, descend, largest};
 use crate::scalar::Scalar;
-use crate::storage::{Factor, Storage};
+use crate::storage::Storage;
 use ndarray::{Array2, Axis};
 
 /// $W = U V + A\, E_J^T$: low rank, and the columns of the inputs $J$ in full.

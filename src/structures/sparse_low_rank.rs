@@ -213,7 +213,7 @@ impl Fitter<'_> {
         };
         // A new support, or the old one where the new one does not pay.
         let before = self.objective.energy(&(&rest - &state.s));
-        let support = Support::choose(&(rest.mapv(|v| v * v) * &c.diag()), &self.spec)?;
+        let support = Support::choose(&(rest.mapv(|v| v * v) * c.diag()), &self.spec)?;
         let (s, _) = refit(&rest, &support, support.mask(&rest), c, 10, self.run)?;
         let energy = self.objective.energy(&(&rest - &s));
         if energy < before {

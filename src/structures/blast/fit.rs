@@ -288,7 +288,8 @@ impl<'a> Problem<'a> {
     /// Block columns whose steps do not depend on each other.
     fn groups(&self) -> Vec<Range<usize>> {
         let b2 = self.cols.len();
-        if self.c.is_some() { (0..b2).map(|j| j..j + 1).collect() } else { vec![0..b2] }
+        let width = if self.c.is_some() { 1 } else { b2 };
+        (0..b2).step_by(width).map(|j| j..j + width).collect()
     }
 
     /// `V_jᵀ C_jk V_k` for every coupled `k`.

@@ -216,8 +216,8 @@ mod tests {
             assign(&affinity, &mut groups, &sizes);
             let found: f64 = groups.iter().enumerate().map(|(i, &g)| affinity[[i, g]]).sum();
             assert!((found - best).abs() < 1e-9, "{found} against {best}");
-            for g in 0..blocks {
-                assert_eq!(groups.iter().filter(|h| **h == g).count(), sizes[g]);
+            for (g, size) in sizes.iter().enumerate() {
+                assert_eq!(groups.iter().filter(|h| **h == g).count(), *size);
             }
         }
     }
