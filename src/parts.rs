@@ -1,7 +1,7 @@
 //! What defines a structured matrix: named factors, index lists, settings and sub-matrices.
 //!
 //! A structure says its parts once ([`StructuredMatrix::parts`](crate::StructuredMatrix::parts)) and builds
-//! itself from them once ([`Family::from_parts`](crate::projection::Family::from_parts)); counting parameters,
+//! itself from them once ([`Family::from_parts`]); counting parameters,
 //! changing storage and files follow from that.
 
 use crate::error::{Error, Result};
