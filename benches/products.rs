@@ -3,6 +3,9 @@
 //! `cargo bench --bench products` runs the small shapes; set `STRUCTMAT_BENCH=full` for those of large models.
 //! `cargo bench --bench products -- 1024x1024/1/` runs one group.
 
+#[path = "../examples/cli/dense.rs"]
+mod gemm_product;
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use structmat::ndarray::{Array2, linalg::general_mat_mul};
@@ -30,7 +33,9 @@ fn products(c: &mut Criterion) {
             group.bench_function("dense/structmat", |b| {
                 b.iter(|| dense.apply_into(black_box(&x), &mut y, Update::Overwrite, &mut exec));
             });
-            group.bench_function("dense/gemm", |b| b.iter(|| gemm_crate(&w, black_box(&x), &mut y)));
+            group.bench_function("dense/gemm", |b| {
+                b.iter(|| gemm_product::gemm_crate(&w, black_box(&x), &mut y, 1))
+            });
             group.bench_function("dense/ndarray", |b| {
                 b.iter(|| general_mat_mul(1.0, black_box(&x), &w.t(), 0.0, &mut y));
             });
@@ -57,35 +62,6 @@ fn check(matrix: &dyn StructuredMatrix, x: &Array2<f32>) {
     let y = matrix.matmul(&x).expect("shapes fit").mapv(f64::from);
     let norm = |a: &Array2<f64>| a.iter().map(|v| v * v).sum::<f64>().sqrt();
     assert!(norm(&(y - &expected)) <= 1e-5 * norm(&expected), "{} multiplies wrongly", matrix.name());
-}
-
-/// `y = x wᵀ` by the `gemm` crate, on which faer stands.
-fn gemm_crate(w: &Array2<f32>, x: &Array2<f32>, y: &mut Array2<f32>) {
-    let ((batch, m), n) = (y.dim(), x.ncols());
-    // SAFETY: three row-major arrays of batch x m, batch x n and m x n.
-    unsafe {
-        gemm::gemm(
-            batch,
-            m,
-            n,
-            y.as_mut_ptr(),
-            1,
-            m as isize,
-            false,
-            x.as_ptr(),
-            1,
-            n as isize,
-            w.as_ptr(),
-            n as isize,
-            1,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
 }
 
 criterion_group! {

@@ -6,6 +6,8 @@
 //! ```
 
 mod cli;
+#[path = "cli/dense.rs"]
+mod dense;
 
 use clap::Parser;
 use rayon::prelude::*;
@@ -333,7 +335,7 @@ fn dense_candidates((m, n): (usize, usize), threads: usize, cold: bool) -> Resul
     };
     let (for_gemm, for_ndarray) = (weights.clone(), weights);
     let gemm = move |k: usize, x: &Array2<f32>, y: &mut Array2<f32>| {
-        gemm_crate(&for_gemm[k], x, y, threads);
+        dense::gemm_crate(&for_gemm[k], x, y, threads);
         Ok(())
     };
     let ndarray = move |k: usize, x: &Array2<f32>, y: &mut Array2<f32>| {
@@ -345,36 +347,6 @@ fn dense_candidates((m, n): (usize, usize), threads: usize, cold: bool) -> Resul
         other("dense (gemm)", Box::new(gemm)),
         other("dense (ndarray)", Box::new(ndarray)),
     ])
-}
-
-/// `y = x wᵀ` by the `gemm` crate.
-fn gemm_crate(w: &Array2<f32>, x: &Array2<f32>, y: &mut Array2<f32>, threads: usize) {
-    let ((batch, m), n) = (y.dim(), x.ncols());
-    let parallelism = if threads == 1 { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(threads) };
-    // SAFETY: three row-major arrays of batch x m, batch x n and m x n.
-    unsafe {
-        gemm::gemm(
-            batch,
-            m,
-            n,
-            y.as_mut_ptr(),
-            1,
-            m as isize,
-            false,
-            x.as_ptr(),
-            1,
-            n as isize,
-            w.as_ptr(),
-            n as isize,
-            1,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
 }
 
 /// Sorted times of each candidate, in seconds per product.

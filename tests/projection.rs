@@ -1,0 +1,203 @@
+//! What every projection promises: determinism, cancellation, progress, truthful reports; and the Gram accumulator.
+
+mod common;
+
+use common::{correlated_gram, difference, gaussian, singular_gram};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use structmat::Error;
+use structmat::ndarray::{Array2, array};
+use structmat::prelude::*;
+use structmat::projection::Progress;
+use structmat::registry::FAMILIES;
+
+fn half() -> Request {
+    Request::new().budget(Budget::Ratio(0.5))
+}
+
+/// Every family that has a member of half the size at this shape.
+fn for_families(shape: (usize, usize), check: impl Fn(&'static structmat::registry::Entry)) {
+    let mut count = 0;
+    for entry in FAMILIES {
+        if entry.random(shape, &half(), Storage::F32, 0).is_ok() {
+            check(entry);
+            count += 1;
+        }
+    }
+    assert!(count >= 14, "{count}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_matrix_and_threads_do_not_matter_much() {
+    let (w, gram) = (gaussian(24, 32, 1), correlated_gram(32, 2));
+    for_families(w.dim(), |entry| {
+        for objective in [Objective::Frobenius, Objective::Activations(&gram)] {
+            let run = |parallelism| {
+                let options = Options { seed: 5, parallelism, max_iterations: Some(8), ..Options::default() };
+                entry.project(&w, &half(), &objective, &options).unwrap()
+            };
+            let (a, b) = (run(Parallelism::Seq), run(Parallelism::Seq));
+            assert_eq!(a.matrix.to_dense_f64(), b.matrix.to_dense_f64(), "{}", entry.name);
+            let threaded = run(Parallelism::Threads(2)).report.relative_error;
+            assert!((threaded - a.report.relative_error).abs() < 1e-6, "{}: {threaded}", entry.name);
+        }
+    });
+}
+
+#[test]
+fn a_raised_flag_stops_every_projection() {
+    let (w, flag) = (gaussian(16, 16, 1), AtomicBool::new(true));
+    let options = Options { cancel: Some(&flag), ..Options::default() };
+    for_families(w.dim(), |entry| {
+        let result = entry.project(&w, &half(), &Objective::Frobenius, &options);
+        assert!(matches!(result, Err(Error::Cancelled)), "{}", entry.name);
+    });
+}
+
+#[test]
+fn iterative_projections_report_progress_and_stop_in_the_middle() {
+    let (w, gram) = (gaussian(24, 24, 3), correlated_gram(24, 4));
+    let mut iterative = 0;
+    for entry in FAMILIES.iter().filter(|entry| entry.random((24, 24), &half(), Storage::F32, 0).is_ok()) {
+        let (seen, flag) = (Mutex::new(Vec::<Progress>::new()), AtomicBool::new(false));
+        let progress = |p: Progress| {
+            seen.lock().unwrap().push(p);
+            if p.done == 2 {
+                flag.store(true, Ordering::Relaxed);
+            }
+        };
+        let options = Options { progress: Some(&progress), cancel: Some(&flag), ..Options::default() };
+        let result = entry.project(&w, &half(), &Objective::Activations(&gram), &options);
+        let seen = seen.lock().unwrap();
+        assert!(
+            seen.iter().all(|p| p.done <= p.total && p.error.is_none_or(f64::is_finite)),
+            "{}",
+            entry.name
+        );
+        if seen.iter().any(|p| p.done == 2) {
+            assert!(matches!(result, Err(Error::Cancelled)), "{} went on", entry.name);
+            iterative += 1;
+        } else {
+            assert!(result.is_ok(), "{}", entry.name);
+        }
+    }
+    assert!(iterative >= 6, "{iterative}");
+}
+
+#[test]
+fn reports_are_what_the_stored_matrix_measures() {
+    let (w, gram) = (gaussian(20, 28, 5), correlated_gram(28, 6));
+    let objective = Objective::Activations(&gram);
+    for storage in [Storage::F32, Storage::Bf16, Storage::Int4] {
+        let options = Options { storage, max_iterations: Some(10), ..Options::default() };
+        for_families(w.dim(), |entry| {
+            let Projected { matrix, report } = entry.project(&w, &half(), &objective, &options).unwrap();
+            assert_eq!(
+                (report.structure, report.shape, report.params, report.bytes, report.flops),
+                (matrix.name(), matrix.shape(), matrix.n_params(), matrix.storage_bytes(), matrix.flops(1))
+            );
+            let dense = matrix.to_dense_f64();
+            assert!((report.relative_error - difference(&dense, &w)).abs() < 1e-12, "{}", entry.name);
+            let weighted = (objective.energy(&(&w - &dense)) / objective.energy(&w)).sqrt();
+            assert!((report.weighted_relative_error.unwrap() - weighted).abs() < 1e-12, "{}", entry.name);
+            assert!((report.ratio - report.params as f64 / 560.0).abs() < 1e-12 && report.seconds >= 0.0);
+            assert!(matrix.parts().factors().all(|(_, f)| f.storage() == storage), "{}", entry.name);
+        });
+    }
+}
+
+#[test]
+fn zero_tiny_and_large_weights_are_no_special_case() {
+    let gram = correlated_gram(16, 7);
+    let exact = Options { storage: Storage::F64, max_iterations: Some(10), ..Options::default() };
+    let w = gaussian(16, 16, 8);
+    for_families(w.dim(), |entry| {
+        for objective in [Objective::Frobenius, Objective::Activations(&gram)] {
+            let zero = entry.project(&Array2::zeros((16, 16)), &half(), &objective, &exact).unwrap();
+            assert_eq!(zero.report.relative_error, 0.0, "{}", entry.name);
+            assert!(zero.matrix.to_dense_f64().iter().all(|v| *v == 0.0), "{}", entry.name);
+        }
+        let error = |scale: f64| {
+            entry
+                .project(&(&w * scale), &half(), &Objective::Frobenius, &exact)
+                .unwrap()
+                .report
+                .relative_error
+        };
+        for scale in [1e-30, 1e30] {
+            let (scaled, plain) = (error(scale), error(1.0));
+            assert!(
+                (scaled - plain).abs() < 1e-2 * plain,
+                "{} at {scale:e}: {scaled} against {plain}",
+                entry.name
+            );
+        }
+    });
+}
+
+#[test]
+fn a_gram_of_zeros_or_of_low_rank_is_accepted() {
+    let w = gaussian(12, 16, 9);
+    let zeros = Gram::from_second_moment(&Array2::<f64>::zeros((16, 16))).unwrap();
+    for gram in [zeros, singular_gram(16, 1, 3), singular_gram(16, 5, 4)] {
+        for_families(w.dim(), |entry| {
+            let options = Options { max_iterations: Some(5), ..Options::default() };
+            let p = entry.project(&w, &half(), &Objective::Activations(&gram), &options).unwrap();
+            assert!(p.matrix.to_dense_f64().iter().all(|v| v.is_finite()), "{}", entry.name);
+        });
+    }
+}
+
+#[test]
+fn gram_accumulates_merges_and_refuses() {
+    let x = gaussian(40, 6, 1);
+    let mut whole = Gram::new(6);
+    whole.accumulate(&x).unwrap();
+    let (mut first, mut second) = (Gram::new(6), Gram::new(6));
+    for (i, row) in x.outer_iter().enumerate() {
+        let row = row.insert_axis(structmat::ndarray::Axis(0)).to_owned();
+        if i < 13 { first.accumulate(&row).unwrap() } else { second.accumulate(&row).unwrap() }
+    }
+    first.merge(&second).unwrap();
+    assert_eq!((first.samples(), whole.samples(), whole.in_features()), (40.0, 40.0, 6));
+    assert!(difference(first.second_moment(), whole.second_moment()) < 1e-13);
+    assert!(difference(whole.second_moment(), &(x.t().dot(&x) / 40.0)) < 1e-13);
+    let before = first.clone();
+    assert!(matches!(first.accumulate(&Array2::<f64>::zeros((2, 5))), Err(Error::Shape { .. })));
+    assert!(matches!(
+        first.accumulate(&array![[f64::NAN, 0., 0., 0., 0., 0.]]),
+        Err(Error::NonFinite { .. })
+    ));
+    assert!(matches!(first.merge(&Gram::new(7)), Err(Error::Shape { .. })));
+    first.accumulate(&Array2::<f64>::zeros((0, 6))).unwrap();
+    assert_eq!(first, before);
+    assert!(matches!(Gram::from_second_moment(&Array2::<f64>::zeros((2, 3))), Err(Error::Shape { .. })));
+    assert!(matches!(Gram::from_second_moment(&Array2::<f64>::zeros((0, 0))), Err(Error::Shape { .. })));
+    assert!(matches!(
+        Gram::from_second_moment(&array![[1.0, f64::NAN], [0.0, 1.0]]),
+        Err(Error::NonFinite { .. })
+    ));
+    for bad in
+        [array![[1.0, 0.5], [-0.5, 1.0]], array![[1.0, 2.0], [2.0, 1.0]], array![[1.0, 0.0], [0.0, -1.0]]]
+    {
+        assert!(matches!(Gram::from_second_moment(&bad), Err(Error::NotPositiveSemiDefinite(_))), "{bad}");
+    }
+}
+
+#[test]
+fn requests_say_what_is_wrong_and_what_was_expected() {
+    let spec = |request: Request| LowRank::spec((8, 6), &request);
+    let message = |request: Request| spec(request).unwrap_err().to_string();
+    assert!(message(Request::new()).contains("rank"));
+    assert!(message(Request::new().with("rank", 7)).contains("1 to 6"));
+    assert!(message(Request::new().with("rank", "many")).contains("many"));
+    let small = message(Request::new().budget(Budget::Params(13)));
+    assert!(small.contains("13 parameters") && small.contains("14 parameters"), "{small}");
+    assert!(message(Request::new().budget(Budget::Bytes(10))).contains("56 bytes"));
+    assert_eq!(spec(Request::new().budget(Budget::Ratio(0.6))).unwrap().rank, 2);
+    assert_eq!(spec(Request::new().budget(Budget::Ratio(100.0))).unwrap().rank, 6);
+    // A byte budget counts scales: 8 + 8 x 2 bytes of u and 6 + 2 bytes of v at rank 1.
+    let int8 = Request::new().storage(Storage::Int8).budget(Budget::Bytes(32));
+    assert_eq!(spec(int8.clone()).unwrap().rank, 1);
+    assert!(matches!(spec(int8.budget(Budget::Bytes(31))), Err(Error::Budget { .. })));
+}
