@@ -67,6 +67,7 @@ impl Linear {
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
         let weight: Box<dyn StructuredMatrix> = match file.structured().any(|known| known == weight) {
             true => file.load(&weight)?,
+            false if file.is_f64(&weight) => Box::new(Dense::new(&file.matrix::<f64>(&weight)?)?),
             false => Box::new(Dense::new(&file.matrix::<f32>(&weight)?)?),
         };
         let bias: Option<Array1<f64>> = match file.shape(&bias) {
