@@ -219,6 +219,39 @@ fn fourier_keeps_the_most_energy() {
 }
 
 #[test]
+fn fourier_is_the_sum_of_its_waves() {
+    use std::f64::consts::{PI, TAU};
+    for (m, n) in [(12, 16), (9, 7), (1, 6), (1, 1)] {
+        for transform in [FourierTransform::Dft, FourierTransform::Dct] {
+            let spec = FourierSpec { coefficients: (m * n / 3).max(1), transform };
+            let p = project::<Fourier>(&gaussian(m, n, 4), &spec);
+            let parts = p.matrix.parts();
+            let ((_, values), (_, indices)) =
+                (parts.factors().next().unwrap(), parts.indices().next().unwrap());
+            let cosine = |k: usize, len: usize, j: usize| {
+                let scale = (if k == 0 { 1.0 } else { 2.0 } / len as f64).sqrt();
+                scale * (PI * ((2 * j + 1) * k) as f64 / (2 * len) as f64).cos()
+            };
+            let entry = |(i, j): (usize, usize)| -> f64 {
+                let wave = |(k, &index): (usize, &u32)| {
+                    let (a, b) = (index as usize / n, index as usize % n);
+                    if transform == FourierTransform::Dct {
+                        return values.get(0, 0, k) * cosine(a, m, i) * cosine(b, n, j);
+                    }
+                    let twice = if (a, b) == ((m - a) % m, (n - b) % n) { 1.0 } else { 2.0 };
+                    let angle = TAU * ((a * i) as f64 / m as f64 + (b * j) as f64 / n as f64);
+                    let (re, im) = (values.get(0, 0, k), values.get(0, 1, k));
+                    twice * (re * angle.cos() - im * angle.sin()) / ((m * n) as f64).sqrt()
+                };
+                indices.iter().enumerate().map(wave).sum()
+            };
+            let expected = Array2::from_shape_fn((m, n), entry);
+            assert!(difference(&p.matrix.to_dense_f64(), &expected) < 1e-12, "{m}x{n} {transform:?}");
+        }
+    }
+}
+
+#[test]
 fn cosine_waves_are_sparse_in_the_cosine_transform() {
     let oracle = Oracle::open("transforms");
     for case in cases(&oracle, "dct_") {

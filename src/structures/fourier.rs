@@ -224,38 +224,13 @@ impl StructuredMatrix for Fourier {
         scratch_len(batch, self.task_len())
     }
     fn to_dense_f64(&self) -> Array2<f64> {
-        let (m, n) = self.shape;
-        let mut w = Array2::zeros(self.shape);
-        // By the formula, separably: rows and columns of each coefficient.
-        let wave = |transform: FourierTransform, k: usize, len: usize, j: usize| match transform {
-            FourierTransform::Dft => Complex::from_polar(
-                (len as f64).powf(-0.5),
-                std::f64::consts::TAU * (k * j % len) as f64 / len as f64,
-            ),
-            FourierTransform::Dct => {
-                let scale = (if k == 0 { 1.0 } else { 2.0 } / len as f64).sqrt();
-                Complex::from(
-                    scale * (std::f64::consts::PI * ((2 * j + 1) * k) as f64 / (2 * len) as f64).cos(),
-                )
+        let values: Vec<f64> = match self.transform {
+            FourierTransform::Dft => {
+                (0..2 * self.coefficients()).map(|k| self.values.get(0, k % 2, k / 2)).collect()
             }
+            FourierTransform::Dct => (0..self.coefficients()).map(|k| self.values.get(0, 0, k)).collect(),
         };
-        for (k, &index) in self.indices.iter().enumerate() {
-            let index = index as usize;
-            let (a, b) = (index / n, index % n);
-            let (value, double) = match self.transform {
-                FourierTransform::Dft => (
-                    Complex::new(self.values.get(0, 0, k), self.values.get(0, 1, k)),
-                    if mirror(index, self.shape) == index { 1.0 } else { 2.0 },
-                ),
-                FourierTransform::Dct => (Complex::from(self.values.get(0, 0, k)), 1.0),
-            };
-            let right: Vec<_> = (0..n).map(|j| wave(self.transform, b, n, j) * double).collect();
-            for i in 0..m {
-                let left = value * wave(self.transform, a, m, i);
-                w.row_mut(i).iter_mut().zip(&right).for_each(|(w, right)| *w += (left * right).re);
-            }
-        }
-        w
+        synthesise(self.shape, self.transform, &self.indices, &values)
     }
     fn parts(&self) -> Parts<'_> {
         Parts::new(Self::NAME, self.shape)
