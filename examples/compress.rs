@@ -69,7 +69,7 @@ struct Args {
     /// Most iterations of iterative methods.
     #[arg(long)]
     iterations: Option<usize>,
-    /// File to write. With `--structure all` it gets the family of the least error for each tensor.
+    /// File to write; without one, the report is all. With `--structure all` it gets the family of the least error for each tensor.
     #[arg(long)]
     output: Option<PathBuf>,
     /// File to write the approximations to, dense, under their original names.
@@ -108,9 +108,6 @@ fn main() -> ExitCode {
 fn compress(args: &Args) -> cli::Outcome {
     let all = args.structure == "all";
     let entries: Vec<&Entry> = if all { FAMILIES.iter().collect() } else { vec![family(&args.structure)?] };
-    if args.output.is_none() && !all {
-        return Err(Error::parameter("output", "nothing", "a file to write, unless --structure all").into());
-    }
     check_outputs(args)?;
     let input = Checkpoint::open(&args.input)?;
     let names = matching(&input, &args.tensors)?;
