@@ -4,16 +4,16 @@ use super::level::Kernel;
 use super::simd::Simd;
 use super::source::Source;
 use super::view::{Rows, RowsMut};
-use super::{micro, small};
+use super::{small, tiles};
 use crate::exec::Policy;
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
 use crate::storage::GROUP;
 use std::ops::Range;
 
-/// Batches below this go through the kernels that decode weights straight into registers; from it on, decoding a tile of
-/// weights into the L1 cache first costs less than decoding it again for every few batch rows.
-const LARGE_BATCH: usize = 16;
+/// Smallest batches, forward and transposed, for which a tile of weights is decoded into the L1 cache first. Below, weights are
+/// decoded straight into registers.
+const TILED_BATCH: (usize, usize) = (4, 8);
 
 /// Outputs per thread are a multiple of this (and of [`GROUP`]), so that no thread shares a cache line or a group.
 const SPLIT: usize = 32;
@@ -136,9 +136,11 @@ fn split<T: Scalar, W: Source>(job: Job<'_, T, W>, tasks: usize, policy: Policy)
         inside.then_some(())
     };
     match at {
-        None if right.x.rows() < LARGE_BATCH => T::dispatch(policy.level, right),
+        None if right.x.rows() < right.op.order(TILED_BATCH.0, TILED_BATCH.1).0 => {
+            T::dispatch(policy.level, right)
+        }
         // SAFETY: `multiply` has checked that source, x and y fit the map, and the splits stay inside it.
-        None => unsafe { micro::multiply(&right, policy.level) },
+        None => unsafe { tiles::multiply(&right, policy.level) },
         Some(()) => {
             let half = tasks / 2;
             rayon::join(|| split(left, tasks - half, policy), || split(right, half, policy));

@@ -22,6 +22,13 @@ impl Level {
 
     /// Whether this machine can run it.
     pub fn is_available(self) -> bool {
+        static BEST: OnceLock<Level> = OnceLock::new();
+        self <= *BEST
+            .get_or_init(|| Self::ALL.into_iter().rfind(|level| level.found()).unwrap_or(Level::Portable))
+    }
+
+    /// Whether the machine says that it has it.
+    fn found(self) -> bool {
         match self {
             Level::Portable => true,
             #[cfg(target_arch = "x86_64")]
@@ -32,7 +39,7 @@ impl Level {
             }
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => {
-                Level::Avx2.is_available()
+                Level::Avx2.found()
                     && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")

@@ -8,12 +8,13 @@ mod fft;
 mod file_map;
 mod gemm;
 mod level;
-mod micro;
+
 pub mod roofline;
 pub(crate) mod simd;
 mod small;
 pub(crate) mod source;
 mod sparse;
+mod tiles;
 mod view;
 
 pub use aligned::AlignedVec;

@@ -19,7 +19,10 @@ pub(crate) trait Source: Copy + Send + Sync {
     /// `row < rows` and `col + LANES <= cols`.
     unsafe fn load<T: Scalar, S: Simd<T>>(&self, simd: S, row: usize, col: usize) -> S::V;
 
-    /// The same when fewer than `LANES` numbers are left; the other lanes are zero.
+    /// Where the number at `(row, col)` lies, as a hint for the caches: any position is allowed.
+    fn address(&self, row: usize, col: usize) -> *const u8;
+
+    /// [`load`](Self::load) when fewer than `LANES` numbers are left; the other lanes are zero.
     ///
     /// # Safety
     /// `row < rows` and `col < cols`.
@@ -78,6 +81,10 @@ macro_rules! plain {
             unsafe fn load<T: Scalar, S: Simd<T>>(&self, simd: S, row: usize, col: usize) -> S::V {
                 // SAFETY: the numbers lie inside `data`, by the caller's promise and the constructor's check.
                 unsafe { simd.$load(self.data.as_ptr().add(row * self.cols + col)) }
+            }
+            #[inline(always)]
+            fn address(&self, row: usize, col: usize) -> *const u8 {
+                self.data.as_ptr().wrapping_add(row * self.cols + col).cast()
             }
         }
     };
@@ -148,6 +155,10 @@ macro_rules! grouped {
                     let scale = *self.scales.get_unchecked(self.scale_index(row, col));
                     simd.mul(codes, simd.splat(T::narrow(f64::from(f32::from_bits(u32::from(scale.to_bits()) << 16)))))
                 }
+            }
+            #[inline(always)]
+            fn address(&self, row: usize, col: usize) -> *const u8 {
+                self.codes.as_ptr().wrapping_add(row * $row_len(self.cols) + $offset(col)).cast()
             }
         }
     };

@@ -22,7 +22,7 @@ impl Avx2 {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd<f32> for Avx2 {
     const LANES: usize = 8;
-    const TILE: usize = 6;
+    const TILE: usize = 4;
     type V = __m256;
 
     #[inline(always)]
@@ -51,6 +51,24 @@ impl Simd<f32> for Avx2 {
             let four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
+    fn zip(self, a: __m256, b: __m256) -> (__m256, __m256) {
+        unsafe {
+            let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            (_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn spread<const P: usize>(self, ptr: *const f32) -> __m256 {
+        unsafe {
+            match P {
+                1 => _mm256_set1_ps(*ptr),
+                2 => _mm256_castpd_ps(_mm256_set1_pd(ptr.cast::<f64>().read_unaligned())),
+                4 => _mm256_set_m128(_mm_loadu_ps(ptr), _mm_loadu_ps(ptr)),
+                _ => _mm256_loadu_ps(ptr),
+            }
         }
     }
     #[inline(always)]
@@ -103,7 +121,7 @@ impl Simd<f32> for Avx2 {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd<f64> for Avx2 {
     const LANES: usize = 4;
-    const TILE: usize = 6;
+    const TILE: usize = 4;
     type V = __m256d;
 
     #[inline(always)]
@@ -131,6 +149,23 @@ impl Simd<f64> for Avx2 {
         unsafe {
             let two = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd::<1>(a));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+        }
+    }
+    #[inline(always)]
+    fn zip(self, a: __m256d, b: __m256d) -> (__m256d, __m256d) {
+        unsafe {
+            let (low, high) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
+            (_mm256_permute2f128_pd::<0x20>(low, high), _mm256_permute2f128_pd::<0x31>(low, high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn spread<const P: usize>(self, ptr: *const f64) -> __m256d {
+        unsafe {
+            match P {
+                1 => _mm256_set1_pd(*ptr),
+                2 => _mm256_set_m128d(_mm_loadu_pd(ptr), _mm_loadu_pd(ptr)),
+                _ => _mm256_loadu_pd(ptr),
+            }
         }
     }
     #[inline(always)]

@@ -26,7 +26,7 @@ use half::{bf16, f16};
 pub trait Simd<T>: Copy + Send + Sync {
     /// Numbers in a vector.
     const LANES: usize;
-    /// Batch rows of the register tile of the large-batch kernel, with two vectors of outputs each.
+    /// Outputs of the register tile of the kernel for batches, with up to two vectors of batch rows each; divides 16.
     const TILE: usize;
     /// The vector.
     type V: Copy;
@@ -43,6 +43,13 @@ pub trait Simd<T>: Copy + Send + Sync {
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Sum of the lanes, in a fixed order.
     fn sum(self, a: Self::V) -> T;
+    /// The lanes of `a` and `b` in turns: the first half of `a0 b0 a1 b1 ..`, and the second.
+    fn zip(self, a: Self::V, b: Self::V) -> (Self::V, Self::V);
+    /// Reads `P` numbers and repeats them over the lanes. `P` divides `LANES`.
+    ///
+    /// # Safety
+    /// `ptr` is valid for `P` reads.
+    unsafe fn spread<const P: usize>(self, ptr: *const T) -> Self::V;
     /// Reads `LANES` numbers.
     ///
     /// # Safety
@@ -83,4 +90,31 @@ pub trait Simd<T>: Copy + Send + Sync {
     /// # Safety
     /// `ptr` is valid for `LANES / 2` reads.
     unsafe fn load_i4(self, ptr: *const u8) -> Self::V;
+}
+
+/// Transposes the first `LANES` vectors as a square matrix: rounds of the perfect shuffle rotate the bits of the index.
+#[inline(always)]
+pub(super) fn transpose<T, S: Simd<T>>(simd: S, rows: [S::V; 16]) -> [S::V; 16] {
+    let mut rows = rows;
+    let half = S::LANES / 2;
+    for _ in 0..S::LANES.ilog2() {
+        let mut next = rows;
+        for i in 0..half {
+            (next[2 * i], next[2 * i + 1]) = simd.zip(rows[i], rows[i + half]);
+        }
+        rows = next;
+    }
+    rows
+}
+
+/// Asks for the cache line at `ptr`; any address is allowed.
+#[inline(always)]
+pub(super) fn prefetch(ptr: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; it cannot fault, and SSE is part of every x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(ptr.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = ptr;
 }
