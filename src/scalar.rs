@@ -1,6 +1,6 @@
 //! The compute types: `f32` and `f64`.
 
-use crate::kernels::{Kernel, Level, PanelProduct, RowScaling, SparseProduct, Spectrum, SpectrumCache};
+use crate::kernels::{Kernel, Level, Mix, PanelProduct, RowScaling, SparseProduct, Spectrum, SpectrumCache};
 use crate::matrix::{Operands, StructuredMatrix};
 use crate::storage::Factor;
 use rustfft::{Fft, FftDirection, FftPlanner};
@@ -48,6 +48,9 @@ pub trait Scalar:
     /// A product entry by entry with a row of a factor; compiled here for the same reason.
     #[doc(hidden)]
     fn scale(factor: &Factor, scaling: RowScaling<'_, Self>);
+    /// Blocks scaled by rows of a factor and added up; likewise.
+    #[doc(hidden)]
+    fn mix(factor: &Factor, mix: Mix<'_, Self>);
     /// A product with a sparse matrix whose values a factor holds; likewise.
     #[doc(hidden)]
     fn sparse(factor: &Factor, product: SparseProduct<'_, Self>);
@@ -82,6 +85,9 @@ macro_rules! scalar {
             }
             fn scale(factor: &Factor, scaling: RowScaling<'_, Self>) {
                 factor.scaling(scaling);
+            }
+            fn mix(factor: &Factor, mix: Mix<'_, Self>) {
+                factor.mixing(mix);
             }
             fn sparse(factor: &Factor, product: SparseProduct<'_, Self>) {
                 factor.sparse(product);

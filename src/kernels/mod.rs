@@ -8,6 +8,7 @@ mod fft;
 mod file_map;
 mod gemm;
 mod level;
+mod mix;
 
 pub mod roofline;
 pub(crate) mod simd;
@@ -29,6 +30,9 @@ pub(crate) use file_map::map_file;
 pub use gemm::{PanelMap, PanelProduct, RowScaling};
 pub(crate) use gemm::{multiply, scale};
 pub(crate) use level::run;
+#[doc(hidden)]
+pub use mix::Mix;
+pub(crate) use mix::mix;
 pub(crate) use source::Source;
 #[doc(hidden)]
 pub use sparse::{Csr, SparseProduct};

@@ -6,10 +6,13 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::gemm::Job;
-use super::simd::Simd;
+use super::simd::{Simd, prefetch};
 use super::source::Source;
 use crate::matrix::Update;
 use crate::scalar::Scalar;
+
+/// Weights that are worth no thought of the caches: 768 KiB of `f32`.
+const CACHED: usize = 3 << 16;
 
 /// Columns of the output kept in the L1 cache while the rows of a transposed product stream by.
 const COLUMNS: usize = 2048;
@@ -21,44 +24,71 @@ const COLUMNS: usize = 2048;
 #[inline(always)]
 pub(super) unsafe fn forward<T: Scalar, S: Simd<T>, W: Source>(simd: S, job: &Job<'_, T, W>) {
     let batch = job.x.rows();
+    // The next rows are fetched while these are used: rows are too short for the machine to see streams in them.
+    let ahead = job.source.rows() * job.source.cols() > CACHED;
     for block in job.blocks.clone() {
-        let whole = job.outputs.start + job.outputs.len() / 4 * 4;
-        for row in (job.outputs.start..whole).step_by(4) {
-            let mut b = 0;
-            while b < batch {
-                // SAFETY: rows and batch rows of the tile are in range by the loop bounds.
-                unsafe {
-                    b += match batch - b {
-                        1 => dot::<T, S, W, 4, 1, 2>(simd, job, block, row, b),
-                        2 | 3 => dot::<T, S, W, 4, 2, 1>(simd, job, block, row, b),
-                        _ => {
-                            for row in [row, row + 2] {
-                                dot::<T, S, W, 2, 4, 1>(simd, job, block, row, b);
-                            }
-                            4
-                        }
-                    };
-                }
-            }
-        }
-        for row in whole..job.outputs.end {
-            for b in 0..batch {
-                // SAFETY: as above.
-                unsafe { dot::<T, S, W, 1, 1, 2>(simd, job, block, row, b) };
+        let mut b = 0;
+        while b < batch {
+            // SAFETY: batch rows of the tile are in range.
+            unsafe {
+                b += match (batch - b, ahead) {
+                    (1, false) => rows::<T, S, W, 4, 1, 2, false>(simd, job, block, b),
+                    (1, true) => rows::<T, S, W, 4, 1, 2, true>(simd, job, block, b),
+                    (_, false) => rows::<T, S, W, 4, 2, 1, false>(simd, job, block, b),
+                    (_, true) => rows::<T, S, W, 4, 2, 1, true>(simd, job, block, b),
+                };
             }
         }
     }
 }
 
-/// `R` weight rows times `B` batch rows, `U` accumulators for each pair. Returns `B`.
+/// All outputs of `B` batch rows, `R` at a time. Returns `B`.
 #[inline(always)]
-unsafe fn dot<T: Scalar, S: Simd<T>, W: Source, const R: usize, const B: usize, const U: usize>(
+unsafe fn rows<
+    T: Scalar,
+    S: Simd<T>,
+    W: Source,
+    const R: usize,
+    const B: usize,
+    const U: usize,
+    const AHEAD: bool,
+>(
+    simd: S,
+    job: &Job<'_, T, W>,
+    block: usize,
+    b: usize,
+) -> usize {
+    let outputs = &job.outputs;
+    let whole = outputs.start + outputs.len() / R * R;
+    // SAFETY: rows of the tile are in range by the loop bounds, batch rows by the caller's promise.
+    unsafe {
+        for row in (outputs.start..whole).step_by(R) {
+            dot::<T, S, W, R, B, U, AHEAD>(simd, job, block, row, b);
+        }
+        for row in whole..outputs.end {
+            dot::<T, S, W, 1, B, U, AHEAD>(simd, job, block, row, b);
+        }
+    }
+    B
+}
+
+/// `R` weight rows times `B` batch rows, `U` accumulators for each pair.
+#[inline(always)]
+unsafe fn dot<
+    T: Scalar,
+    S: Simd<T>,
+    W: Source,
+    const R: usize,
+    const B: usize,
+    const U: usize,
+    const AHEAD: bool,
+>(
     simd: S,
     job: &Job<'_, T, W>,
     block: usize,
     row: usize,
     b: usize,
-) -> usize {
+) {
     let cols = job.map.cols;
     let source_row = job.first + block * job.map.rows + row;
     let mut sums = [[[simd.zero(); U]; B]; R];
@@ -70,11 +100,16 @@ unsafe fn dot<T: Scalar, S: Simd<T>, W: Source, const R: usize, const B: usize, 
         while j + U * S::LANES <= cols {
             for u in 0..U {
                 let at = j + u * S::LANES;
-                let xs: [S::V; B] = std::array::from_fn(|i| simd.load(x[i].add(at)));
-                for r in 0..R {
-                    let w = job.source.load(simd, source_row + r, at);
-                    for i in 0..B {
-                        sums[r][i][u] = simd.mul_add(w, xs[i], sums[r][i][u]);
+                let w: [S::V; R] = std::array::from_fn(|r| {
+                    if AHEAD {
+                        prefetch(job.source.address(source_row + R + r, at));
+                    }
+                    job.source.load(simd, source_row + r, at)
+                });
+                for i in 0..B {
+                    let x = simd.load(x[i].add(at));
+                    for r in 0..R {
+                        sums[r][i][u] = simd.mul_add(w[r], x, sums[r][i][u]);
                     }
                 }
             }
@@ -112,7 +147,6 @@ unsafe fn dot<T: Scalar, S: Simd<T>, W: Source, const R: usize, const B: usize, 
             }
         }
     }
-    B
 }
 
 /// Weight rows scaled by batch entries and added up.
@@ -195,7 +229,10 @@ unsafe fn axpy<T: Scalar, S: Simd<T>, W: Source, const R: usize, const B: usize>
             std::array::from_fn(|i| job.y.0.add((b + i) * job.y_stride + block * job.map.cols));
         let mut j = columns.start;
         while j + S::LANES <= columns.end {
-            let w: [S::V; R] = std::array::from_fn(|r| job.source.load(simd, source_row + r, j));
+            let w: [S::V; R] = std::array::from_fn(|r| {
+                prefetch(job.source.address(source_row + R + r, j));
+                job.source.load(simd, source_row + r, j)
+            });
             for i in 0..B {
                 let mut sum = if fresh { simd.zero() } else { simd.load(y[i].add(j)) };
                 for r in 0..R {
@@ -240,7 +277,7 @@ pub(super) unsafe fn load_tail<T: Scalar, S: Simd<T>>(simd: S, ptr: *const T, le
 /// # Safety
 /// `ptr` is valid for `len` writes.
 #[inline(always)]
-unsafe fn store_tail<T: Scalar, S: Simd<T>>(simd: S, value: S::V, ptr: *mut T, len: usize) {
+pub(super) unsafe fn store_tail<T: Scalar, S: Simd<T>>(simd: S, value: S::V, ptr: *mut T, len: usize) {
     let mut tail = [T::default(); 16];
     // SAFETY: `len` numbers can be written; no vector has more than 16 lanes.
     unsafe {

@@ -4,6 +4,7 @@ use super::simd::Simd;
 use crate::scalar::Scalar;
 use crate::storage::GROUP;
 use half::{bf16, f16};
+use std::any::TypeId;
 
 /// A row-major `rows x cols` matrix in some storage.
 pub(crate) trait Source: Copy + Send + Sync {
@@ -18,6 +19,9 @@ pub(crate) trait Source: Copy + Send + Sync {
     /// # Safety
     /// `row < rows` and `col + LANES <= cols`.
     unsafe fn load<T: Scalar, S: Simd<T>>(&self, simd: S, row: usize, col: usize) -> S::V;
+
+    /// The numbers as they lie in memory, where that is how they are computed with.
+    fn plain<T: Scalar>(&self) -> Option<*const T>;
 
     /// Where the number at `(row, col)` lies, as a hint for the caches: any position is allowed.
     fn address(&self, row: usize, col: usize) -> *const u8;
@@ -81,6 +85,10 @@ macro_rules! plain {
             unsafe fn load<T: Scalar, S: Simd<T>>(&self, simd: S, row: usize, col: usize) -> S::V {
                 // SAFETY: the numbers lie inside `data`, by the caller's promise and the constructor's check.
                 unsafe { simd.$load(self.data.as_ptr().add(row * self.cols + col)) }
+            }
+            #[inline(always)]
+            fn plain<T: Scalar>(&self) -> Option<*const T> {
+                (TypeId::of::<T>() == TypeId::of::<$t>()).then_some(self.data.as_ptr().cast())
             }
             #[inline(always)]
             fn address(&self, row: usize, col: usize) -> *const u8 {
@@ -155,6 +163,10 @@ macro_rules! grouped {
                     let scale = *self.scales.get_unchecked(self.scale_index(row, col));
                     simd.mul(codes, simd.splat(T::narrow(f64::from(f32::from_bits(u32::from(scale.to_bits()) << 16)))))
                 }
+            }
+            #[inline(always)]
+            fn plain<T: Scalar>(&self) -> Option<*const T> {
+                None
             }
             #[inline(always)]
             fn address(&self, row: usize, col: usize) -> *const u8 {

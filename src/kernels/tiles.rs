@@ -1,15 +1,15 @@
 //! Products for several batch rows: a tile of weights is decoded into the L1 cache, where it meets packed panels of the batch.
 //!
-//! The lanes of a vector hold `LANES / P` batch rows times `P` consecutive inputs: a whole panel of batch rows has `P = 1`, what is
-//! left of the batch packs more inputs together, so that no lane is idle. A register tile is `S::TILE` outputs times one or two
-//! vectors; for each output, `P` weights are repeated over the lanes.
+//! There are two kinds of panels. In an *outer* one the lanes of a vector are batch rows, and each weight is repeated over the lanes. What
+//! is left of the batch goes into *inner* ones, whose lanes are consecutive inputs of a batch row: they meet weights as they lie in memory,
+//! so that plain ones need no decoding. No lane is idle in either.
 
 // Tiles are arrays of constant size: with indices the compiler keeps them in registers.
 #![allow(clippy::needless_range_loop)]
 
 use super::gemm::{Job, Output, PanelMap};
 use super::level::{Kernel, Level};
-use super::simd::{Simd, prefetch, transpose};
+use super::simd::{Simd, prefetch, sums, transpose};
 use super::source::Source;
 use super::view::Rows;
 use crate::matrix::{Op, Update};
@@ -24,10 +24,10 @@ const DEPTH: usize = 256;
 const BATCH: usize = 128;
 /// Numbers of the batch packed at once: 128 KiB of `f32`.
 const PACKED: usize = BATCH * DEPTH;
-/// Panels of a batch: whole ones of two vectors of 4 lanes, then at most one of each smaller size.
+/// Panels of a batch: outer ones of two vectors of at least 4 lanes, then inner ones.
 const PANELS: usize = BATCH / 8 + 5;
-/// Sums kept between tiles of one output range.
-const SUMS: usize = OUTPUTS * (BATCH + 5 * 16);
+/// Sums kept between tiles of one output range: at most 24 batch rows are left for inner panels.
+const SUMS: usize = OUTPUTS * (BATCH + 24 * 16);
 
 #[repr(align(64))]
 struct Aligned<T, const N: usize>([MaybeUninit<T>; N]);
@@ -50,8 +50,8 @@ struct Panel {
     rows: usize,
     /// Vectors per step.
     vectors: usize,
-    /// Inputs per step.
-    group: usize,
+    /// Whether lanes are inputs.
+    inner: bool,
     /// Where its sums start.
     sums: usize,
 }
@@ -59,25 +59,24 @@ struct Panel {
 impl Panel {
     /// Numbers per input.
     fn width(&self, lanes: usize) -> usize {
-        self.vectors * lanes / self.group
+        if self.inner { self.vectors } else { self.vectors * lanes }
     }
 }
 
-/// How `batch` rows are cut into panels, how many panels, and their total width.
-fn panels(batch: usize, lanes: usize) -> ([Panel; PANELS], usize, usize) {
+/// How `batch` rows are cut into panels, how many panels, and their total width. Inner panels have at most `most` rows.
+fn panels(batch: usize, lanes: usize, most: usize) -> ([Panel; PANELS], usize, usize) {
     let (mut all, mut count, mut row, mut sums, mut width) = ([Panel::default(); PANELS], 0, 0, 0, 0);
     while row < batch {
         let left = batch - row;
-        let (vectors, group) = match left {
-            _ if 2 * left > 3 * lanes => (2, 1),
-            _ if left >= lanes => (1, 1),
-            // The smallest panel that holds what is left.
-            _ => (1, lanes / left.next_power_of_two()),
+        let (vectors, inner) = match left {
+            _ if 2 * left > 3 * lanes => (2, false),
+            _ => (most.min(1 << left.ilog2()), true),
         };
-        let panel = Panel { row, rows: left.min(vectors * lanes / group), vectors, group, sums };
+        let rows = if inner { vectors } else { left.min(vectors * lanes) };
+        let panel = Panel { row, rows, vectors, inner, sums };
         all[count] = panel;
         count += 1;
-        row += panel.rows;
+        row += rows;
         sums += OUTPUTS * vectors * lanes;
         width += panel.width(lanes);
     }
@@ -90,18 +89,20 @@ fn panels(batch: usize, lanes: usize) -> ([Panel; PANELS], usize, usize) {
 /// The job's operands fit its map.
 pub(super) unsafe fn multiply<T: Scalar, W: Source>(job: &Job<'_, T, W>, level: Level) {
     let (map, forward) = (job.map, job.op == Op::Forward);
-    let lanes = T::dispatch(level, Lanes);
+    let (lanes, most_inner) = T::dispatch(level, Sizes);
     let depth = if forward { map.cols } else { map.rows };
     let mut packed = Aligned::<T, PACKED>::new();
     let mut tile = Aligned::<T, { OUTPUTS * DEPTH }>::new();
     let mut sums = Aligned::<T, SUMS>::new();
     let (packed, tile, sums) = (packed.pointer(), tile.pointer(), sums.pointer());
     for row in (0..job.x.rows()).step_by(BATCH) {
-        let (panels, count, width) = panels(BATCH.min(job.x.rows() - row), lanes);
+        let (panels, count, width) = panels(BATCH.min(job.x.rows() - row), lanes, most_inner);
         let panels = &panels[..count];
         // A tile of fewer outputs leaves the sums of the others as they are.
         // SAFETY: `sums` has room for 16 outputs of every panel.
         unsafe { sums.write_bytes(0, panels.iter().map(|p| OUTPUTS * p.vectors * lanes).sum()) };
+        let plain =
+            if forward && panels.iter().all(|panel| panel.inner) { job.source.plain::<T>() } else { None };
         let most = PACKED / width / DEPTH * DEPTH;
         for block in job.blocks.clone() {
             // A depth of zero still makes one pass, so that overwriting writes.
@@ -114,11 +115,21 @@ pub(super) unsafe fn multiply<T: Scalar, W: Source>(job: &Job<'_, T, W>, level: 
                     let outputs = OUTPUTS.min(job.outputs.end - start);
                     for k in (0..len.max(1)).step_by(DEPTH) {
                         let inputs = DEPTH.min(len - k);
-                        T::dispatch(
-                            level,
-                            Decode { job, block, start, outputs, from: from + k, inputs, tile },
-                        );
-                        T::dispatch(level, Run { panels, packed, tile, sums, outputs, len, k, inputs });
+                        let weights = match plain {
+                            Some(plain) if inputs.is_multiple_of(lanes) => {
+                                let first = job.first + block * map.rows + start;
+                                // SAFETY: the tile's first weight is inside the source.
+                                let first = unsafe { plain.add(first * map.cols + from + k) };
+                                Weights { first, row: map.cols, square: lanes }
+                            }
+                            _ => {
+                                let decode =
+                                    Decode { job, block, start, outputs, from: from + k, inputs, tile };
+                                T::dispatch(level, decode);
+                                Weights { first: tile, row: lanes, square: OUTPUTS * lanes }
+                            }
+                        };
+                        T::dispatch(level, Run { panels, packed, weights, sums, outputs, len, k, inputs });
                     }
                     // SAFETY: the rows from `row` on are inside the panel of y.
                     let y = Output(unsafe { job.y.0.add(row * job.y_stride) });
@@ -133,15 +144,25 @@ pub(super) unsafe fn multiply<T: Scalar, W: Source>(job: &Job<'_, T, W>, level: 
     }
 }
 
-/// Lanes of a level.
-struct Lanes;
+/// Lanes, and batch rows of the largest inner panel.
+struct Sizes;
 
-impl<T: Scalar> Kernel<T> for Lanes {
-    type Output = usize;
+impl<T: Scalar> Kernel<T> for Sizes {
+    type Output = (usize, usize);
     #[inline(always)]
-    fn run<S: Simd<T>>(self, _: S) -> usize {
-        S::LANES
+    fn run<S: Simd<T>>(self, _: S) -> (usize, usize) {
+        (S::LANES, if S::REGISTERS == 32 { 8 } else { 4 })
     }
+}
+
+/// Where the weights of a tile lie: rows of consecutive inputs, `LANES` inputs to a square.
+#[derive(Clone, Copy)]
+struct Weights<T> {
+    first: *const T,
+    /// From one output to the next.
+    row: usize,
+    /// From one square of inputs to the next.
+    square: usize,
 }
 
 /// Packs inputs `from .. from + len` of the panels' batch rows: `LANES` inputs at a time, zeros beyond `len` and beyond the rows.
@@ -166,10 +187,14 @@ impl<T: Scalar> Kernel<T> for Pack<'_, T> {
         let padded = len.next_multiple_of(S::LANES);
         let mut packed = packed;
         for panel in panels {
-            let (rows, step) = (S::LANES / panel.group, panel.vectors * S::LANES);
+            let step = panel.vectors * S::LANES;
             for v in 0..panel.vectors {
-                let first = panel.row + v * rows;
-                let valid = (panel.row + panel.rows).saturating_sub(first).min(rows);
+                let (first, valid) = if panel.inner {
+                    (panel.row + v, 1)
+                } else {
+                    let first = v * S::LANES;
+                    (panel.row + first, panel.rows.saturating_sub(first).min(S::LANES))
+                };
                 for k in (0..padded).step_by(S::LANES) {
                     let inputs = S::LANES.min(len - k);
                     // SAFETY: batch rows `first .. first + valid` and inputs `from + k .. + inputs` lie in x; the panel's place holds
@@ -188,24 +213,13 @@ impl<T: Scalar> Kernel<T> for Pack<'_, T> {
                                 simd.load(lanes.as_ptr())
                             };
                         }
-                        let out = packed.add(k / panel.group * step + v * S::LANES);
-                        if panel.group == 1 {
-                            let square = transpose(simd, square);
-                            for j in 0..S::LANES {
-                                simd.store(out.add(j * step), square[j]);
-                            }
+                        if panel.inner {
+                            simd.store(packed.add(k * panel.vectors + v * S::LANES), square[0]);
                             continue;
                         }
-                        let mut lanes = [T::default(); 16];
-                        for i in 0..rows {
-                            simd.store(lanes.as_mut_ptr(), square[i]);
-                            for j in 0..S::LANES / panel.group {
-                                let (from, to) = (
-                                    lanes.as_ptr().add(j * panel.group),
-                                    out.add(j * step + i * panel.group),
-                                );
-                                from.copy_to_nonoverlapping(to, panel.group);
-                            }
+                        let square = transpose(simd, square);
+                        for j in 0..S::LANES {
+                            simd.store(packed.add((k + j) * step + v * S::LANES), square[j]);
                         }
                     }
                 }
@@ -243,7 +257,9 @@ impl<T: Scalar, W: Source> Kernel<T> for Decode<'_, '_, T, W> {
                         let w = if o >= outputs {
                             simd.zero()
                         } else if k + S::LANES <= inputs {
-                            prefetch(source.address(row, from + k + DEPTH));
+                            let ahead = from + k + DEPTH;
+                            let wrap = if ahead < job.map.cols { (row, ahead) } else { (row + OUTPUTS, k) };
+                            prefetch(source.address(wrap.0, wrap.1));
                             source.load(simd, row, from + k)
                         } else {
                             source.load_tail(simd, row, from + k)
@@ -278,7 +294,7 @@ impl<T: Scalar, W: Source> Kernel<T> for Decode<'_, '_, T, W> {
 struct Run<'a, T> {
     panels: &'a [Panel],
     packed: *const T,
-    tile: *const T,
+    weights: Weights<T>,
     sums: *mut T,
     outputs: usize,
     /// Inputs packed, of which the tile has those from `k` on.
@@ -291,56 +307,67 @@ impl<T: Scalar> Kernel<T> for Run<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
-        match S::TILE {
-            8 => run_tiles::<T, S, 8>(simd, self),
-            _ => run_tiles::<T, S, 4>(simd, self),
+        let padded = self.len.next_multiple_of(S::LANES);
+        let mut packed = self.packed;
+        for panel in self.panels {
+            // SAFETY: weights, packed panel and sums have been filled to these sizes; the next panel's place follows.
+            unsafe {
+                let x = packed.add(self.k * panel.width(S::LANES));
+                match (S::REGISTERS, panel.inner, panel.vectors) {
+                    (32, false, _) => outputs::<T, S, 8, 2, false>(simd, &self, panel, x),
+                    (32, true, 8) => outputs::<T, S, 3, 8, true>(simd, &self, panel, x),
+                    (32, true, 4) => outputs::<T, S, 4, 4, true>(simd, &self, panel, x),
+                    (_, false, _) => outputs::<T, S, 4, 2, false>(simd, &self, panel, x),
+                    (_, true, 4) => outputs::<T, S, 2, 4, true>(simd, &self, panel, x),
+                    (_, true, 2) => outputs::<T, S, 4, 2, true>(simd, &self, panel, x),
+                    _ => outputs::<T, S, 4, 1, true>(simd, &self, panel, x),
+                }
+                packed = packed.add(padded * panel.width(S::LANES));
+            }
         }
     }
 }
 
+/// All outputs of the weight tile, `R` at a time.
 #[inline(always)]
-fn run_tiles<T: Scalar, S: Simd<T>, const R: usize>(simd: S, run: Run<'_, T>) {
-    let padded = run.len.next_multiple_of(S::LANES);
+unsafe fn outputs<T: Scalar, S: Simd<T>, const R: usize, const V: usize, const INNER: bool>(
+    simd: S,
+    run: &Run<'_, T>,
+    panel: &Panel,
+    x: *const T,
+) {
     let (squares, fresh) = (run.inputs.div_ceil(S::LANES), run.k == 0);
-    let mut packed = run.packed;
-    for panel in run.panels {
-        let step = panel.vectors * S::LANES;
-        for o in (0..run.outputs).step_by(R) {
-            // SAFETY: tile, packed panel and sums have been filled to these sizes; R divides 16.
-            unsafe {
-                let w = run.tile.add(o * S::LANES);
-                let x = packed.add(run.k / panel.group * step);
-                let sums = run.sums.add(panel.sums + o * step);
-                match (panel.vectors, panel.group) {
-                    (2, _) => tile::<T, S, R, 2, 1>(simd, w, x, sums, squares, fresh),
-                    (_, 1) => tile::<T, S, R, 1, 1>(simd, w, x, sums, squares, fresh),
-                    (_, 2) => tile::<T, S, R, 1, 2>(simd, w, x, sums, squares, fresh),
-                    (_, 4) => tile::<T, S, R, 1, 4>(simd, w, x, sums, squares, fresh),
-                    (_, 8) => tile::<T, S, R, 1, 8>(simd, w, x, sums, squares, fresh),
-                    _ => tile::<T, S, R, 1, 16>(simd, w, x, sums, squares, fresh),
-                }
-            }
+    // A decoded tile has 16 outputs, so that outer tiles may reach beyond those wanted; plain weights end with them.
+    let whole = if INNER { run.outputs / R * R } else { run.outputs.next_multiple_of(R) };
+    // SAFETY: the caller's; R divides 16 in outer panels.
+    unsafe {
+        let at = |o: usize| {
+            let weights = Weights { first: run.weights.first.add(o * run.weights.row), ..run.weights };
+            (weights, run.sums.add(panel.sums + o * V * S::LANES))
+        };
+        for o in (0..whole).step_by(R) {
+            let (weights, sums) = at(o);
+            tile::<T, S, R, V, INNER>(simd, weights, x, sums, squares, fresh);
         }
-        // SAFETY: the next panel's place follows.
-        packed = unsafe { packed.add(padded * panel.width(S::LANES)) };
+        for o in whole..run.outputs {
+            let (weights, sums) = at(o);
+            tile::<T, S, 1, V, INNER>(simd, weights, x, sums, squares, fresh);
+        }
     }
 }
 
 /// `R` outputs times `V` vectors of a panel.
 #[inline(always)]
-unsafe fn tile<T: Scalar, S: Simd<T>, const R: usize, const V: usize, const P: usize>(
+unsafe fn tile<T: Scalar, S: Simd<T>, const R: usize, const V: usize, const INNER: bool>(
     simd: S,
-    w: *const T,
+    weights: Weights<T>,
     x: *const T,
     out: *mut T,
     squares: usize,
     fresh: bool,
 ) {
-    if P > S::LANES {
-        return;
-    }
-    let (mut w, mut x) = (w, x);
-    // SAFETY: the caller's: each square has LANES inputs of 16 outputs and of the panel, `out` R x V vectors.
+    let (mut w, mut x) = (weights.first, x);
+    // SAFETY: the caller's: each square has LANES inputs of R outputs and of the panel, `out` R x V vectors.
     unsafe {
         let mut sums = [[simd.zero(); V]; R];
         if !fresh {
@@ -351,17 +378,32 @@ unsafe fn tile<T: Scalar, S: Simd<T>, const R: usize, const V: usize, const P: u
             }
         }
         for _ in 0..squares {
-            for k in (0..S::LANES).step_by(P) {
-                let xs: [S::V; V] = std::array::from_fn(|v| simd.load(x.add(v * S::LANES)));
+            if INNER {
+                let ws: [S::V; R] = std::array::from_fn(|r| {
+                    // The outputs that come next: rows are too short for the machine to see streams in them.
+                    prefetch(w.wrapping_add((R + r) * weights.row).cast());
+                    simd.load(w.add(r * weights.row))
+                });
+                for v in 0..V {
+                    let x = simd.load(x.add(v * S::LANES));
+                    for r in 0..R {
+                        sums[r][v] = simd.mul_add(ws[r], x, sums[r][v]);
+                    }
+                }
                 x = x.add(V * S::LANES);
-                for r in 0..R {
-                    let weights = simd.spread::<P>(w.add(r * S::LANES + k));
-                    for v in 0..V {
-                        sums[r][v] = simd.mul_add(weights, xs[v], sums[r][v]);
+            } else {
+                for k in 0..S::LANES {
+                    let xs: [S::V; V] = std::array::from_fn(|v| simd.load(x.add(v * S::LANES)));
+                    x = x.add(V * S::LANES);
+                    for r in 0..R {
+                        let weight = simd.splat(*w.add(r * weights.row + k));
+                        for v in 0..V {
+                            sums[r][v] = simd.mul_add(weight, xs[v], sums[r][v]);
+                        }
                     }
                 }
             }
-            w = w.add(OUTPUTS * S::LANES);
+            w = w.add(weights.square);
         }
         for r in 0..R {
             for v in 0..V {
@@ -389,51 +431,43 @@ impl<T: Scalar> Kernel<T> for Flush<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
-        let Self { panels, sums, map, forward, block, start, outputs, y, y_stride, overwrite } = self;
+        let Self { panels, sums: all, map, forward, block, start, outputs, y, y_stride, overwrite } = self;
         let contiguous = !forward || map.rows_contiguous();
         let feature = |o: usize| if forward { map.row_feature(block, o) } else { block * map.cols + o };
         // SAFETY: batch rows of the panels and features of the outputs are inside y; each panel has 16 x V vectors of sums.
         unsafe {
             for panel in panels {
-                let sums = sums.add(panel.sums);
-                let put = |row: usize, o: usize, value: T| {
-                    let out = y.0.add((panel.row + row) * y_stride + feature(start + o));
-                    *out = if overwrite { value } else { *out + value };
-                };
-                if panel.group > 1 {
-                    let rows = S::LANES / panel.group;
-                    for o in 0..outputs {
-                        for row in 0..panel.rows.min(rows) {
-                            let lanes = sums.add(o * S::LANES + row * panel.group);
-                            let lanes = std::slice::from_raw_parts(lanes, panel.group);
-                            put(row, o, lanes.iter().fold(T::default(), |sum, v| sum + *v));
-                        }
+                let panel_sums = all.add(panel.sums);
+                let put = |row: usize, o: usize, sum: S::V| {
+                    let row = y.0.add((panel.row + row) * y_stride);
+                    if contiguous && o + S::LANES <= outputs {
+                        let out = row.add(feature(start + o));
+                        simd.store(out, if overwrite { sum } else { simd.add(simd.load(out), sum) });
+                        return;
                     }
-                    continue;
-                }
-                for first in (0..panel.rows).step_by(S::LANES) {
+                    let mut lanes = [T::default(); 16];
+                    simd.store(lanes.as_mut_ptr(), sum);
+                    for i in 0..S::LANES.min(outputs - o) {
+                        let out = row.add(feature(start + o + i));
+                        *out = if overwrite { lanes[i] } else { *out + lanes[i] };
+                    }
+                };
+                let vectors = |o: usize, v: usize| {
+                    let mut square = [simd.zero(); 16];
+                    for i in 0..S::LANES {
+                        square[i] = simd.load(panel_sums.add(((o + i) * panel.vectors + v) * S::LANES));
+                    }
+                    square
+                };
+                for v in 0..panel.vectors {
                     for o in (0..outputs).step_by(S::LANES) {
-                        let mut square = [simd.zero(); 16];
-                        for i in 0..S::LANES {
-                            square[i] = simd.load(sums.add((o + i) * panel.vectors * S::LANES + first));
-                        }
-                        let square = transpose(simd, square);
-                        let rows = S::LANES.min(panel.rows - first);
-                        if contiguous && o + S::LANES <= outputs {
-                            let mut out = y.0.add((panel.row + first) * y_stride + feature(start + o));
-                            for row in 0..rows {
-                                let sum = square[row];
-                                simd.store(out, if overwrite { sum } else { simd.add(simd.load(out), sum) });
-                                out = out.wrapping_add(y_stride);
-                            }
+                        if panel.inner {
+                            put(v, o, sums(simd, vectors(o, v)));
                             continue;
                         }
-                        let mut lanes = [T::default(); 16];
-                        for row in 0..rows {
-                            simd.store(lanes.as_mut_ptr(), square[row]);
-                            for i in 0..S::LANES.min(outputs - o) {
-                                put(first + row, o + i, lanes[i]);
-                            }
+                        let square = transpose(simd, vectors(o, v));
+                        for row in 0..panel.rows.saturating_sub(v * S::LANES).min(S::LANES) {
+                            put(v * S::LANES + row, o, square[row]);
                         }
                     }
                 }

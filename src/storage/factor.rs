@@ -4,7 +4,7 @@ use super::{GROUP, Storage, quantize};
 use crate::error::{Error, Result};
 use crate::exec::Policy;
 use crate::kernels::{
-    self, AlignedVec, PanelMap, PanelProduct, RowScaling, Rows, RowsMut, Source, SparseProduct,
+    self, AlignedVec, Mix, PanelMap, PanelProduct, RowScaling, Rows, RowsMut, Source, SparseProduct,
 };
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
@@ -266,8 +266,8 @@ impl Factor {
         T::panels(self, PanelProduct { first, map, op, x, y, update, policy });
     }
 
-    /// All matrices of the stack at once, each on its own features. Inputs and outputs of block `b` lie where `map` says;
-    /// features that no block owns are left alone.
+    /// All matrices of the stack at once, each on its own features, or all rows of the stack cut into another number of blocks. Inputs and
+    /// outputs of block `b` lie where `map` says; features that no block owns are left alone.
     pub fn multiply_blocks<T: Scalar>(
         &self,
         map: PanelMap,
@@ -277,7 +277,7 @@ impl Factor {
         update: Update,
         policy: Policy,
     ) {
-        assert!(map.blocks == self.blocks && map.rows == self.rows && map.cols == self.cols);
+        assert!(map.blocks * map.rows == self.blocks * self.rows && map.cols == self.cols);
         T::panels(self, PanelProduct { first: 0, map, op, x, y, update, policy });
     }
 
@@ -298,8 +298,20 @@ impl Factor {
         T::scale(self, RowScaling { row, from, x, y, update, policy });
     }
 
+    /// $y_q = \sum_p a_{qp} \circ x_p$ for blocks of `x` and `y` as wide as a row, with $a_{qp}$ row `p` of matrix `q` (forward) or row `q` of
+    /// matrix `p` (transposed).
+    pub fn mix<T: Scalar>(&self, op: Op, x: Rows<'_, T>, y: RowsMut<'_, T>, policy: Policy) {
+        let (outputs, inputs) = op.order(self.blocks, self.rows);
+        let strides = op.order((1, self.rows), (self.rows, 1)).0;
+        T::mix(self, Mix { blocks: (inputs, outputs), strides, x, y, policy });
+    }
+
     pub(crate) fn panels<T: Scalar>(&self, product: PanelProduct<'_, T>) {
         with_source!(self, source => kernels::multiply(source, product));
+    }
+
+    pub(crate) fn mixing<T: Scalar>(&self, mix: Mix<'_, T>) {
+        with_source!(self, source => kernels::mix(source, mix));
     }
 
     pub(crate) fn scaling<T: Scalar>(&self, scaling: RowScaling<'_, T>) {

@@ -22,7 +22,7 @@ impl Avx2 {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd<f32> for Avx2 {
     const LANES: usize = 8;
-    const TILE: usize = 4;
+    const REGISTERS: usize = 16;
     type V = __m256;
 
     #[inline(always)]
@@ -58,17 +58,6 @@ impl Simd<f32> for Avx2 {
         unsafe {
             let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
             (_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high))
-        }
-    }
-    #[inline(always)]
-    unsafe fn spread<const P: usize>(self, ptr: *const f32) -> __m256 {
-        unsafe {
-            match P {
-                1 => _mm256_set1_ps(*ptr),
-                2 => _mm256_castpd_ps(_mm256_set1_pd(ptr.cast::<f64>().read_unaligned())),
-                4 => _mm256_set_m128(_mm_loadu_ps(ptr), _mm_loadu_ps(ptr)),
-                _ => _mm256_loadu_ps(ptr),
-            }
         }
     }
     #[inline(always)]
@@ -121,7 +110,7 @@ impl Simd<f32> for Avx2 {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd<f64> for Avx2 {
     const LANES: usize = 4;
-    const TILE: usize = 4;
+    const REGISTERS: usize = 16;
     type V = __m256d;
 
     #[inline(always)]
@@ -156,16 +145,6 @@ impl Simd<f64> for Avx2 {
         unsafe {
             let (low, high) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
             (_mm256_permute2f128_pd::<0x20>(low, high), _mm256_permute2f128_pd::<0x31>(low, high))
-        }
-    }
-    #[inline(always)]
-    unsafe fn spread<const P: usize>(self, ptr: *const f64) -> __m256d {
-        unsafe {
-            match P {
-                1 => _mm256_set1_pd(*ptr),
-                2 => _mm256_set_m128d(_mm_loadu_pd(ptr), _mm_loadu_pd(ptr)),
-                _ => _mm256_loadu_pd(ptr),
-            }
         }
     }
     #[inline(always)]

@@ -22,7 +22,7 @@ impl Avx512 {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd<f32> for Avx512 {
     const LANES: usize = 16;
-    const TILE: usize = 8;
+    const REGISTERS: usize = 32;
     type V = __m512;
 
     #[inline(always)]
@@ -55,18 +55,6 @@ impl Simd<f32> for Avx512 {
             let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
             let high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
             (_mm512_permutex2var_ps(a, low, b), _mm512_permutex2var_ps(a, high, b))
-        }
-    }
-    #[inline(always)]
-    unsafe fn spread<const P: usize>(self, ptr: *const f32) -> __m512 {
-        unsafe {
-            match P {
-                1 => _mm512_set1_ps(*ptr),
-                2 => _mm512_castpd_ps(_mm512_set1_pd(ptr.cast::<f64>().read_unaligned())),
-                4 => _mm512_broadcast_f32x4(_mm_loadu_ps(ptr)),
-                8 => _mm512_broadcast_f32x8(_mm256_loadu_ps(ptr)),
-                _ => _mm512_loadu_ps(ptr),
-            }
         }
     }
     #[inline(always)]
@@ -123,7 +111,7 @@ impl Simd<f32> for Avx512 {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd<f64> for Avx512 {
     const LANES: usize = 8;
-    const TILE: usize = 8;
+    const REGISTERS: usize = 32;
     type V = __m512d;
 
     #[inline(always)]
@@ -156,17 +144,6 @@ impl Simd<f64> for Avx512 {
             let (low, high) =
                 (_mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15));
             (_mm512_permutex2var_pd(a, low, b), _mm512_permutex2var_pd(a, high, b))
-        }
-    }
-    #[inline(always)]
-    unsafe fn spread<const P: usize>(self, ptr: *const f64) -> __m512d {
-        unsafe {
-            match P {
-                1 => _mm512_set1_pd(*ptr),
-                2 => _mm512_broadcast_f64x2(_mm_loadu_pd(ptr)),
-                4 => _mm512_broadcast_f64x4(_mm256_loadu_pd(ptr)),
-                _ => _mm512_loadu_pd(ptr),
-            }
         }
     }
     #[inline(always)]

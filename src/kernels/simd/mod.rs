@@ -26,8 +26,8 @@ use half::{bf16, f16};
 pub trait Simd<T>: Copy + Send + Sync {
     /// Numbers in a vector.
     const LANES: usize;
-    /// Outputs of the register tile of the kernel for batches, with up to two vectors of batch rows each; divides 16.
-    const TILE: usize;
+    /// Vector registers.
+    const REGISTERS: usize;
     /// The vector.
     type V: Copy;
 
@@ -45,11 +45,6 @@ pub trait Simd<T>: Copy + Send + Sync {
     fn sum(self, a: Self::V) -> T;
     /// The lanes of `a` and `b` in turns: the first half of `a0 b0 a1 b1 ..`, and the second.
     fn zip(self, a: Self::V, b: Self::V) -> (Self::V, Self::V);
-    /// Reads `P` numbers and repeats them over the lanes. `P` divides `LANES`.
-    ///
-    /// # Safety
-    /// `ptr` is valid for `P` reads.
-    unsafe fn spread<const P: usize>(self, ptr: *const T) -> Self::V;
     /// Reads `LANES` numbers.
     ///
     /// # Safety
@@ -107,13 +102,28 @@ pub(super) fn transpose<T, S: Simd<T>>(simd: S, rows: [S::V; 16]) -> [S::V; 16] 
     rows
 }
 
-/// Asks for the cache line at `ptr`; any address is allowed.
+/// The sums of the first `LANES` vectors, in the lanes of one.
+#[inline(always)]
+pub(super) fn sums<T, S: Simd<T>>(simd: S, vectors: [S::V; 16]) -> S::V {
+    let mut vectors = vectors;
+    let mut half = S::LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            let (low, high) = simd.zip(vectors[i], vectors[i + half]);
+            vectors[i] = simd.add(low, high);
+        }
+        half /= 2;
+    }
+    vectors[0]
+}
+
+/// Asks for the cache line at `ptr`, in the second-level cache; any address is allowed.
 #[inline(always)]
 pub(super) fn prefetch(ptr: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint; it cannot fault, and SSE is part of every x86-64.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(ptr.cast());
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(ptr.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = ptr;

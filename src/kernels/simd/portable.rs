@@ -13,7 +13,7 @@ macro_rules! portable {
     ($t:ty) => {
         impl Simd<$t> for Portable {
             const LANES: usize = N;
-            const TILE: usize = 4;
+            const REGISTERS: usize = 16;
             type V = [$t; N];
 
             #[inline(always)]
@@ -44,11 +44,6 @@ macro_rules! portable {
             fn zip(self, a: Self::V, b: Self::V) -> (Self::V, Self::V) {
                 let pick = |k: usize| if k % 2 == 0 { a[k / 2] } else { b[k / 2] };
                 (std::array::from_fn(pick), std::array::from_fn(|i| pick(N + i)))
-            }
-            #[inline(always)]
-            unsafe fn spread<const P: usize>(self, ptr: *const $t) -> Self::V {
-                // SAFETY: the caller vouches for P reads.
-                std::array::from_fn(|i| unsafe { *ptr.add(i % P) })
             }
             #[inline(always)]
             unsafe fn load(self, ptr: *const $t) -> Self::V {

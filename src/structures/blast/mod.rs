@@ -4,6 +4,7 @@ mod fit;
 
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
+use crate::kernels::PanelMap;
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run};
@@ -228,25 +229,27 @@ impl<T: Scalar> Multiply<T> for Blast {
         let (sources, targets) = op.order(b2, b1);
         let (inputs, outputs) = op.order(n, m);
         let (mut z, rest) = work.matrix(batch, sources * rank);
-        let (mut a, _) = rest.matrix(batch, rank);
-        for p in 0..sources {
-            let features = block_range(p, sources, inputs);
-            let z = z.reborrow().columns(p * rank..(p + 1) * rank);
-            let x = x.columns(features.clone());
-            first.multiply_rows(0, features, Op::Transpose, x, z, Update::Overwrite, policy);
+        let (mut a, _) = rest.matrix(batch, targets * rank);
+        if inputs.is_multiple_of(sources) {
+            let map = PanelMap::contiguous(sources, inputs / sources, rank);
+            first.multiply_blocks(map, Op::Transpose, x, z.reborrow(), Update::Overwrite, policy);
+        } else {
+            for p in 0..sources {
+                let features = block_range(p, sources, inputs);
+                let (x, z) = (x.columns(features.clone()), z.reborrow().columns(p * rank..(p + 1) * rank));
+                first.multiply_rows(0, features, Op::Transpose, x, z, Update::Overwrite, policy);
+            }
+        }
+        self.s.mix(op, z.as_rows(), a.reborrow(), policy);
+        let a = a.as_rows();
+        if outputs.is_multiple_of(targets) {
+            let map = PanelMap::contiguous(targets, outputs / targets, rank);
+            return second.multiply_blocks(map, Op::Forward, a, y, update, policy);
         }
         for q in 0..targets {
-            for b in 0..batch {
-                let (z, a) = (z.row(b), a.row(b));
-                for p in 0..sources {
-                    let (j, i) = op.order(p, q);
-                    let update = if p == 0 { Update::Overwrite } else { Update::Accumulate };
-                    self.s.scale_row(i, j, 0, &z[p * rank..(p + 1) * rank], a, update, policy);
-                }
-            }
             let features = block_range(q, targets, outputs);
-            let y = y.reborrow().columns(features.clone());
-            second.multiply_rows(0, features, Op::Forward, a.as_rows(), y, update, policy);
+            let (a, y) = (a.columns(q * rank..(q + 1) * rank), y.reborrow().columns(features.clone()));
+            second.multiply_rows(0, features, Op::Forward, a, y, update, policy);
         }
     }
 }
@@ -263,8 +266,8 @@ impl StructuredMatrix for Blast {
     }
     fn scratch_len(&self, batch: usize) -> usize {
         let (b1, b2) = self.blocks();
-        Workspace::<f32>::matrix_len(batch, b1.max(b2) * self.rank())
-            + Workspace::<f32>::matrix_len(batch, self.rank())
+        Workspace::<f32>::matrix_len(batch, b1 * self.rank())
+            + Workspace::<f32>::matrix_len(batch, b2 * self.rank())
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let ((m, n), (b1, b2)) = (self.shape(), self.blocks());
