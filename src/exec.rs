@@ -2,12 +2,12 @@
 //!
 //! Every size threshold of the crate lives here, by name.
 
-use crate::kernels::{AlignedVec, Level, RowsMut};
+use crate::kernels::{AlignedVec, Level, RowsMut, team_width};
 use crate::scalar::Scalar;
 
-/// Multiply-adds below which a product is not split between threads: handing work to a sleeping worker of a
-/// pool was measured at 17 us, in which one core does about 300 thousand of them from cache.
-pub const MIN_WORK_PER_THREAD: usize = 1 << 18;
+/// Multiply-adds that a further thread must have to do: one core does these in about a microsecond at batch 1, several times what handing
+/// work to a thread that is awake takes.
+pub const MIN_WORK_PER_THREAD: usize = 1 << 15;
 
 /// Scratch rows start at multiples of this many entries (64 bytes of `f32`), so that vector loads are aligned.
 pub const SCRATCH_ALIGN: usize = 16;
@@ -15,11 +15,12 @@ pub const SCRATCH_ALIGN: usize = 16;
 /// Whether a product may use more than one thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Parallelism {
-    /// The calling thread only; the thread pool is never touched.
+    /// The calling thread only; no other is ever touched or started.
     #[default]
     Seq,
-    /// Up to this many tasks on the current rayon pool (the caller's, when called inside `pool.install`).
-    /// `0` counts as the number of threads of that pool.
+    /// Up to this many tasks. Inside a rayon pool (`pool.install`) they run on that pool. Elsewhere they run on threads of this crate: started by
+    /// the first product that is split, one less than the machine runs at once, awake for 100 us after each piece of work, then
+    /// asleep. `0` counts as the number of threads there are.
     Threads(usize),
 }
 
@@ -28,7 +29,10 @@ impl Parallelism {
     pub fn tasks(self) -> usize {
         match self {
             Parallelism::Seq => 1,
-            Parallelism::Threads(0) => rayon::current_num_threads().max(1),
+            Parallelism::Threads(0) if rayon::current_thread_index().is_some() => {
+                rayon::current_num_threads()
+            }
+            Parallelism::Threads(0) => team_width(),
             Parallelism::Threads(n) => n,
         }
     }
@@ -68,7 +72,7 @@ impl Policy {
 /// ```
 /// use structmat::prelude::*;
 /// let mut exec = Exec::<f32>::new();             // one thread
-/// let mut two = Exec::<f32>::threads(2);         // up to two tasks on the rayon pool in use
+/// let mut two = Exec::<f32>::threads(2);         // up to two tasks
 /// # let _ = (&mut exec, &mut two);
 /// ```
 #[derive(Debug, Default)]
@@ -83,7 +87,7 @@ impl<T: Scalar> Exec<T> {
         Self::default()
     }
 
-    /// Up to `n` tasks on the current rayon pool; 0 for as many as it has threads.
+    /// Up to `n` tasks; 0 for as many as there are threads. See [`Parallelism::Threads`].
     pub fn threads(n: usize) -> Self {
         Self::new().with_parallelism(Parallelism::Threads(n))
     }

@@ -47,7 +47,12 @@ impl PanelMap {
     /// Feature of row `i` of block `b`.
     #[inline(always)]
     pub(super) fn row_feature(&self, b: usize, i: usize) -> usize {
-        (i / self.group * self.blocks + b) * self.group + i % self.group
+        // Divisions cost more than the product with a short row.
+        match self.group {
+            1 => i * self.blocks + b,
+            group if group == self.rows => b * group + i,
+            group => (i / group * self.blocks + b) * group + i % group,
+        }
     }
 
     /// Whether the rows of a block are consecutive features.
@@ -143,7 +148,7 @@ fn split<T: Scalar, W: Source>(job: Job<'_, T, W>, tasks: usize, policy: Policy)
         None => unsafe { tiles::multiply(&right, policy.level) },
         Some(()) => {
             let half = tasks / 2;
-            rayon::join(|| split(left, tasks - half, policy), || split(right, half, policy));
+            super::team::join(|| split(left, tasks - half, policy), || split(right, half, policy));
         }
     }
 }

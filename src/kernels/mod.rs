@@ -15,6 +15,7 @@ pub(crate) mod simd;
 mod small;
 pub(crate) mod source;
 mod sparse;
+mod team;
 mod tiles;
 mod view;
 
@@ -37,3 +38,4 @@ pub(crate) use source::Source;
 #[doc(hidden)]
 pub use sparse::{Csr, SparseProduct};
 pub(crate) use sparse::{multiply_sparse, sparse_scratch_len};
+pub(crate) use team::{join, width as team_width};

@@ -134,7 +134,7 @@ impl<W: Source> Job<'_, W> {
         }
         let (left, right) = y.split_columns(at);
         let half = tasks / 2;
-        rayon::join(
+        super::team::join(
             || self.forward(first, x, left, update, tasks - half),
             || self.forward(first + at, x, right, update, half),
         );
@@ -148,7 +148,7 @@ impl<W: Source> Job<'_, W> {
             let ((top, bottom), half) = (y.split_batch(at), tasks / 2);
             let (left, right) = scratch.split_at_mut(at * width);
             let (x_top, x_bottom) = (x.batch(0..at), x.batch(at..batch));
-            rayon::join(
+            super::team::join(
                 || self.transpose(x_top, top, left, tasks - half),
                 || self.transpose(x_bottom, bottom, right, half),
             );

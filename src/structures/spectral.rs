@@ -61,7 +61,7 @@ fn split<T: Scalar>(
     let at = rows * half / tasks;
     let (top, bottom) = y.split_batch(at);
     let (first, second) = scratch.split_at_mut(scratch.len() / tasks * half);
-    rayon::join(
+    crate::kernels::join(
         || split(x.batch(0..at), top, first, half, each),
         || split(x.batch(at..rows), bottom, second, tasks - half, each),
     );
