@@ -4,16 +4,18 @@ use super::level::Kernel;
 use super::simd::Simd;
 use super::source::Source;
 use super::view::{Rows, RowsMut};
-use super::{small, tiles};
+use super::{columns, small, tiles};
 use crate::exec::Policy;
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
 use crate::storage::GROUP;
 use std::ops::Range;
 
-/// Smallest batches, forward and transposed, for which a tile of weights is decoded into the L1 cache first. Below, weights are
-/// decoded straight into registers.
-const TILED_BATCH: (usize, usize) = (4, 8);
+/// Smallest batch for which panels of the batch are packed. Below, weights are decoded straight into registers.
+const PACKED_BATCH: usize = 4;
+
+/// Weight rows up to this long are short: sums over the lanes of a vector would cost as much as the products that they end.
+const SHORT: usize = 64;
 
 /// Outputs per thread are a multiple of this (and of [`GROUP`]), so that no thread shares a cache line or a group.
 const SPLIT: usize = 32;
@@ -141,11 +143,15 @@ fn split<T: Scalar, W: Source>(job: Job<'_, T, W>, tasks: usize, policy: Policy)
         inside.then_some(())
     };
     match at {
-        None if right.x.rows() < right.op.order(TILED_BATCH.0, TILED_BATCH.1).0 => {
-            T::dispatch(policy.level, right)
-        }
+        None if right.x.rows() < PACKED_BATCH => T::dispatch(policy.level, right),
         // SAFETY: `multiply` has checked that source, x and y fit the map, and the splits stay inside it.
-        None => unsafe { tiles::multiply(&right, policy.level) },
+        None => unsafe {
+            if right.op == Op::Forward && right.map.cols > SHORT {
+                tiles::multiply(&right, policy.level);
+            } else {
+                columns::multiply(&right, policy.level);
+            }
+        },
         Some(()) => {
             let half = tasks / 2;
             super::team::join(|| split(left, tasks - half, policy), || split(right, half, policy));
@@ -218,6 +224,99 @@ impl<T: Scalar, W: Source> Kernel<T> for Scale<'_, T, W> {
         for j in vectors..x.len() {
             let product = T::narrow(source.get(row, from + j)) * x[j];
             y[j] = if update == Update::Accumulate { y[j] + product } else { product };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::Level;
+    use crate::storage::{Factor, Storage};
+
+    /// Small integers: every sum is exact, in any order.
+    fn number(i: usize) -> f64 {
+        ((i * 2_654_435_761) >> 7 & 7) as f64 - 3.0
+    }
+
+    /// Every entry of the product by its formula, against the kernels.
+    fn check<T: Scalar>(storage: Storage, map: PanelMap, op: Op, batch: usize, policy: Policy) {
+        let PanelMap { blocks, rows, cols, .. } = map;
+        let factor =
+            Factor::from_fn(storage, (blocks, rows, cols), |b, i, j| number((b * rows + i) * cols + j));
+        let (outputs, inputs) = op.order(blocks * rows, blocks * cols);
+        let (x_stride, y_stride) = (inputs + 3, outputs + 5);
+        let x: Vec<T> = (0..batch * x_stride).map(|i| T::narrow(number(i + 99))).collect();
+        for update in [Update::Overwrite, Update::Accumulate] {
+            let before = if update == Update::Overwrite { f64::NAN } else { 2.0 };
+            let mut y = vec![T::narrow(before); batch * y_stride];
+            let (xs, ys) =
+                (Rows::new(&x, batch, inputs, x_stride), RowsMut::new(&mut y, batch, outputs, y_stride));
+            factor.multiply_blocks(map, op, xs, ys, update, policy);
+            for r in 0..batch {
+                let mut expected = vec![if update == Update::Overwrite { 0.0 } else { 2.0 }; outputs];
+                for b in 0..blocks {
+                    for i in 0..rows {
+                        for j in 0..cols {
+                            let (row, col) = (map.row_feature(b, i), b * cols + j);
+                            let (to, from) = op.order(row, col);
+                            expected[to] +=
+                                number((b * rows + i) * cols + j) * x[r * x_stride + from].widen();
+                        }
+                    }
+                }
+                for (o, expected) in expected.iter().enumerate() {
+                    let got = y[r * y_stride + o].widen();
+                    assert!(
+                        got == *expected,
+                        "{storage} {map:?} {op:?} batch {batch} {policy:?}: row {r}, output {o}: {got}, expected {expected}"
+                    );
+                }
+                let rest = &y[r * y_stride + outputs..(r + 1) * y_stride];
+                assert!(rest.iter().all(|v| v.widen() == before || before.is_nan() && v.widen().is_nan()));
+            }
+        }
+    }
+
+    #[test]
+    fn products_of_every_shape_are_exact() {
+        let maps = [
+            PanelMap::contiguous(1, 37, 700),
+            PanelMap::contiguous(1, 70, 65),
+            PanelMap::contiguous(1, 300, 33),
+            PanelMap::contiguous(3, 33, 70),
+            PanelMap::contiguous(2, 0, 5),
+            PanelMap::contiguous(2, 5, 0),
+            PanelMap::interleaved(5, 18, 20, 1),
+            PanelMap::interleaved(3, 36, 90, 6),
+        ];
+        for level in Level::available() {
+            for parallelism in [crate::Parallelism::Seq, crate::Parallelism::Threads(3)] {
+                let policy = Policy { parallelism, level };
+                for map in maps {
+                    for op in [Op::Forward, Op::Transpose] {
+                        for batch in [1, 2, 3, 4, 7, 8, 15, 25, 33, 150] {
+                            check::<f32>(Storage::F32, map, op, batch, policy);
+                            check::<f64>(Storage::F64, map, op, batch, policy);
+                        }
+                        for batch in [3, 9, 40] {
+                            check::<f32>(Storage::Bf16, map, op, batch, policy);
+                            check::<f64>(Storage::F32, map, op, batch, policy);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn depths_beyond_what_is_packed_at_once_are_exact() {
+        let policy = Policy::default();
+        for op in [Op::Forward, Op::Transpose] {
+            let (rows, cols) = op.order(5, 34_000);
+            for batch in [1, 5, 150] {
+                check::<f32>(Storage::F32, PanelMap::contiguous(1, rows, cols), op, batch, policy);
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! `level.rs` enters the code compiled for a level. Public functions here are safe and check their arguments.
 
 mod aligned;
+mod columns;
 mod fft;
 mod file_map;
 mod gemm;

@@ -1,4 +1,4 @@
-//! Products for several batch rows: a tile of weights is decoded into the L1 cache, where it meets packed panels of the batch.
+//! Products of several batch rows with long rows of weights: a tile of weights is decoded into the L1 cache, where it meets packed panels of the batch.
 //!
 //! There are two kinds of panels. In an *outer* one the lanes of a vector are batch rows, and each weight is repeated over the lanes. What
 //! is left of the batch goes into *inner* ones, whose lanes are consecutive inputs of a batch row: they meet weights as they lie in memory,
@@ -12,48 +12,48 @@ use super::level::{Kernel, Level};
 use super::simd::{Simd, prefetch, sums, transpose};
 use super::source::Source;
 use super::view::Rows;
-use crate::matrix::{Op, Update};
+use crate::matrix::Update;
 use crate::scalar::Scalar;
 use std::mem::MaybeUninit;
 
 /// Outputs of a weight tile; a multiple of every `LANES`.
 const OUTPUTS: usize = 16;
 /// Inputs of a weight tile: with 16 outputs of `f32` it takes 16 KiB, half of a small L1 cache.
-const DEPTH: usize = 256;
+pub(super) const DEPTH: usize = 256;
 /// Batch rows packed at once.
-const BATCH: usize = 128;
+pub(super) const BATCH: usize = 128;
 /// Numbers of the batch packed at once: 128 KiB of `f32`.
-const PACKED: usize = BATCH * DEPTH;
+pub(super) const PACKED: usize = BATCH * DEPTH;
 /// Panels of a batch: outer ones of two vectors of at least 4 lanes, then inner ones.
 const PANELS: usize = BATCH / 8 + 5;
 /// Sums kept between tiles of one output range: at most 24 batch rows are left for inner panels.
 const SUMS: usize = OUTPUTS * (BATCH + 24 * 16);
 
 #[repr(align(64))]
-struct Aligned<T, const N: usize>([MaybeUninit<T>; N]);
+pub(super) struct Aligned<T, const N: usize>([MaybeUninit<T>; N]);
 
 impl<T, const N: usize> Aligned<T, N> {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self([const { MaybeUninit::uninit() }; N])
     }
-    fn pointer(&mut self) -> *mut T {
+    pub(super) fn pointer(&mut self) -> *mut T {
         self.0.as_mut_ptr().cast()
     }
 }
 
 /// Some batch rows, packed together.
 #[derive(Clone, Copy, Default)]
-struct Panel {
+pub(super) struct Panel {
     /// The first row.
-    row: usize,
+    pub(super) row: usize,
     /// Number of rows; lanes beyond are zero.
-    rows: usize,
+    pub(super) rows: usize,
     /// Vectors per step.
-    vectors: usize,
+    pub(super) vectors: usize,
     /// Whether lanes are inputs.
-    inner: bool,
+    pub(super) inner: bool,
     /// Where its sums start.
-    sums: usize,
+    pub(super) sums: usize,
 }
 
 impl Panel {
@@ -88,9 +88,9 @@ fn panels(batch: usize, lanes: usize, most: usize) -> ([Panel; PANELS], usize, u
 /// # Safety
 /// The job's operands fit its map.
 pub(super) unsafe fn multiply<T: Scalar, W: Source>(job: &Job<'_, T, W>, level: Level) {
-    let (map, forward) = (job.map, job.op == Op::Forward);
+    let map = job.map;
     let (lanes, most_inner) = T::dispatch(level, Sizes);
-    let depth = if forward { map.cols } else { map.rows };
+    let depth = map.cols;
     let mut packed = Aligned::<T, PACKED>::new();
     let mut tile = Aligned::<T, { OUTPUTS * DEPTH }>::new();
     let mut sums = Aligned::<T, SUMS>::new();
@@ -101,15 +101,14 @@ pub(super) unsafe fn multiply<T: Scalar, W: Source>(job: &Job<'_, T, W>, level: 
         // A tile of fewer outputs leaves the sums of the others as they are.
         // SAFETY: `sums` has room for 16 outputs of every panel.
         unsafe { sums.write_bytes(0, panels.iter().map(|p| OUTPUTS * p.vectors * lanes).sum()) };
-        let plain =
-            if forward && panels.iter().all(|panel| panel.inner) { job.source.plain::<T>() } else { None };
+        let plain = if panels.iter().all(|panel| panel.inner) { job.source.plain::<T>() } else { None };
         let most = PACKED / width / DEPTH * DEPTH;
         for block in job.blocks.clone() {
             // A depth of zero still makes one pass, so that overwriting writes.
             for from in (0..depth.max(1)).step_by(most) {
                 let len = most.min(depth - from);
                 let x = job.x.batch(row..job.x.rows());
-                T::dispatch(level, Pack { x, map, forward, block, from, len, panels, packed });
+                T::dispatch(level, Pack { x, map, forward: true, block, from, len, panels, packed });
                 let overwrite = from == 0 && job.update == Update::Overwrite;
                 for start in job.outputs.clone().step_by(OUTPUTS) {
                     let outputs = OUTPUTS.min(job.outputs.end - start);
@@ -136,7 +135,7 @@ pub(super) unsafe fn multiply<T: Scalar, W: Source>(job: &Job<'_, T, W>, level: 
                     let y_stride = job.y_stride;
                     T::dispatch(
                         level,
-                        Flush { panels, sums, map, forward, block, start, outputs, y, y_stride, overwrite },
+                        Flush { panels, sums, map, block, start, outputs, y, y_stride, overwrite },
                     );
                 }
             }
@@ -145,7 +144,7 @@ pub(super) unsafe fn multiply<T: Scalar, W: Source>(job: &Job<'_, T, W>, level: 
 }
 
 /// Lanes, and batch rows of the largest inner panel.
-struct Sizes;
+pub(super) struct Sizes;
 
 impl<T: Scalar> Kernel<T> for Sizes {
     type Output = (usize, usize);
@@ -157,24 +156,24 @@ impl<T: Scalar> Kernel<T> for Sizes {
 
 /// Where the weights of a tile lie: rows of consecutive inputs, `LANES` inputs to a square.
 #[derive(Clone, Copy)]
-struct Weights<T> {
-    first: *const T,
+pub(super) struct Weights<T> {
+    pub(super) first: *const T,
     /// From one output to the next.
-    row: usize,
+    pub(super) row: usize,
     /// From one square of inputs to the next.
-    square: usize,
+    pub(super) square: usize,
 }
 
 /// Packs inputs `from .. from + len` of the panels' batch rows: `LANES` inputs at a time, zeros beyond `len` and beyond the rows.
-struct Pack<'a, T> {
-    x: Rows<'a, T>,
-    map: PanelMap,
-    forward: bool,
-    block: usize,
-    from: usize,
-    len: usize,
-    panels: &'a [Panel],
-    packed: *mut T,
+pub(super) struct Pack<'a, T> {
+    pub(super) x: Rows<'a, T>,
+    pub(super) map: PanelMap,
+    pub(super) forward: bool,
+    pub(super) block: usize,
+    pub(super) from: usize,
+    pub(super) len: usize,
+    pub(super) panels: &'a [Panel],
+    pub(super) packed: *mut T,
 }
 
 impl<T: Scalar> Kernel<T> for Pack<'_, T> {
@@ -250,40 +249,20 @@ impl<T: Scalar, W: Source> Kernel<T> for Decode<'_, '_, T, W> {
         let source = job.source;
         // SAFETY: `multiply` keeps outputs and inputs inside the block; starts are multiples of LANES; the tile has room.
         unsafe {
-            if job.op == Op::Forward {
-                for o in 0..OUTPUTS {
-                    let row = first + start + o;
-                    for k in (0..inputs).step_by(S::LANES) {
-                        let w = if o >= outputs {
-                            simd.zero()
-                        } else if k + S::LANES <= inputs {
-                            let ahead = from + k + DEPTH;
-                            let wrap = if ahead < job.map.cols { (row, ahead) } else { (row + OUTPUTS, k) };
-                            prefetch(source.address(wrap.0, wrap.1));
-                            source.load(simd, row, from + k)
-                        } else {
-                            source.load_tail(simd, row, from + k)
-                        };
-                        simd.store(tile.add(k * OUTPUTS + o * S::LANES), w);
-                    }
-                }
-                return;
-            }
-            for o in (0..OUTPUTS).step_by(S::LANES) {
+            for o in 0..OUTPUTS {
+                let row = first + start + o;
                 for k in (0..inputs).step_by(S::LANES) {
-                    let mut square = [simd.zero(); 16];
-                    for i in 0..S::LANES.min(inputs - k) {
-                        let row = first + from + k + i;
-                        if o + S::LANES <= outputs {
-                            square[i] = source.load(simd, row, start + o);
-                        } else if o < outputs {
-                            square[i] = source.load_tail(simd, row, start + o);
-                        }
-                    }
-                    let square = transpose(simd, square);
-                    for i in 0..S::LANES {
-                        simd.store(tile.add(k * OUTPUTS + (o + i) * S::LANES), square[i]);
-                    }
+                    let w = if o >= outputs {
+                        simd.zero()
+                    } else if k + S::LANES <= inputs {
+                        let ahead = from + k + DEPTH;
+                        let wrap = if ahead < job.map.cols { (row, ahead) } else { (row + OUTPUTS, k) };
+                        prefetch(source.address(wrap.0, wrap.1));
+                        source.load(simd, row, from + k)
+                    } else {
+                        source.load_tail(simd, row, from + k)
+                    };
+                    simd.store(tile.add(k * OUTPUTS + o * S::LANES), w);
                 }
             }
         }
@@ -347,25 +326,26 @@ unsafe fn outputs<T: Scalar, S: Simd<T>, const R: usize, const V: usize, const I
         };
         for o in (0..whole).step_by(R) {
             let (weights, sums) = at(o);
-            tile::<T, S, R, V, INNER>(simd, weights, x, sums, squares, fresh);
+            tile::<T, S, R, V, INNER>(simd, weights, x, V * S::LANES, sums, squares, fresh);
         }
         for o in whole..run.outputs {
             let (weights, sums) = at(o);
-            tile::<T, S, 1, V, INNER>(simd, weights, x, sums, squares, fresh);
+            tile::<T, S, 1, V, INNER>(simd, weights, x, V * S::LANES, sums, squares, fresh);
         }
     }
 }
 
-/// `R` outputs times `V` vectors of a panel.
+/// `R` rows of weights times `V` vectors; those of the next input (outer) or `LANES` inputs (inner) are `step` numbers further. Returns `R`.
 #[inline(always)]
-unsafe fn tile<T: Scalar, S: Simd<T>, const R: usize, const V: usize, const INNER: bool>(
+pub(super) unsafe fn tile<T: Scalar, S: Simd<T>, const R: usize, const V: usize, const INNER: bool>(
     simd: S,
     weights: Weights<T>,
     x: *const T,
+    step: usize,
     out: *mut T,
     squares: usize,
     fresh: bool,
-) {
+) -> usize {
     let (mut w, mut x) = (weights.first, x);
     // SAFETY: the caller's: each square has LANES inputs of R outputs and of the panel, `out` R x V vectors.
     unsafe {
@@ -390,11 +370,11 @@ unsafe fn tile<T: Scalar, S: Simd<T>, const R: usize, const V: usize, const INNE
                         sums[r][v] = simd.mul_add(ws[r], x, sums[r][v]);
                     }
                 }
-                x = x.add(V * S::LANES);
+                x = x.wrapping_add(step);
             } else {
                 for k in 0..S::LANES {
                     let xs: [S::V; V] = std::array::from_fn(|v| simd.load(x.add(v * S::LANES)));
-                    x = x.add(V * S::LANES);
+                    x = x.wrapping_add(step);
                     for r in 0..R {
                         let weight = simd.splat(*w.add(r * weights.row + k));
                         for v in 0..V {
@@ -411,6 +391,7 @@ unsafe fn tile<T: Scalar, S: Simd<T>, const R: usize, const V: usize, const INNE
             }
         }
     }
+    R
 }
 
 /// Writes the sums of all panels to the output, or adds them.
@@ -418,7 +399,6 @@ struct Flush<'a, T> {
     panels: &'a [Panel],
     sums: *const T,
     map: PanelMap,
-    forward: bool,
     block: usize,
     start: usize,
     outputs: usize,
@@ -431,9 +411,9 @@ impl<T: Scalar> Kernel<T> for Flush<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
-        let Self { panels, sums: all, map, forward, block, start, outputs, y, y_stride, overwrite } = self;
-        let contiguous = !forward || map.rows_contiguous();
-        let feature = |o: usize| if forward { map.row_feature(block, o) } else { block * map.cols + o };
+        let Self { panels, sums: all, map, block, start, outputs, y, y_stride, overwrite } = self;
+        let contiguous = map.rows_contiguous();
+        let feature = |o: usize| map.row_feature(block, o);
         // SAFETY: batch rows of the panels and features of the outputs are inside y; each panel has 16 x V vectors of sums.
         unsafe {
             for panel in panels {
