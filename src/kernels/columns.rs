@@ -194,8 +194,10 @@ impl<T: Scalar> Kernel<T> for Flush<T> {
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
         let Self { batch, sums, map, forward, block, start, outputs, y, y_stride, overwrite } = self;
-        let contiguous = !forward || map.rows_contiguous();
+        let contiguous = !forward || map.consecutive(start, outputs);
         let feature = |o: usize| if forward { map.row_feature(block, o) } else { block * map.cols + o };
+        let offsets: [usize; WIDTH] =
+            std::array::from_fn(|o| if o < outputs { feature(start + o) } else { 0 });
         for row in 0..batch {
             // SAFETY: batch rows and features of the outputs are inside y; each row has two vectors of sums.
             unsafe {
@@ -203,13 +205,13 @@ impl<T: Scalar> Kernel<T> for Flush<T> {
                 let y = y.0.add(row * y_stride);
                 if contiguous && outputs == 2 * S::LANES {
                     for v in [0, S::LANES] {
-                        let (out, sum) = (y.add(feature(start) + v), simd.load(sums.add(v)));
+                        let (out, sum) = (y.add(offsets[0] + v), simd.load(sums.add(v)));
                         simd.store(out, if overwrite { sum } else { simd.add(simd.load(out), sum) });
                     }
                     continue;
                 }
-                for o in 0..outputs {
-                    let (out, sum) = (y.add(feature(start + o)), *sums.add(o));
+                for (o, offset) in offsets[..outputs].iter().enumerate() {
+                    let (out, sum) = (y.add(*offset), *sums.add(o));
                     *out = if overwrite { sum } else { *out + sum };
                 }
             }

@@ -57,6 +57,12 @@ impl PanelMap {
         }
     }
 
+    /// Whether rows `i .. i + len` of a block are consecutive features.
+    #[inline(always)]
+    pub(super) fn consecutive(&self, i: usize, len: usize) -> bool {
+        self.rows_contiguous() || i % self.group + len <= self.group
+    }
+
     /// Whether the rows of a block are consecutive features.
     #[inline(always)]
     pub(super) fn rows_contiguous(&self) -> bool {

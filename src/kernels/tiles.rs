@@ -185,40 +185,41 @@ impl<T: Scalar> Kernel<T> for Pack<'_, T> {
         let feature = |k: usize| if forward { block * map.cols + k } else { map.row_feature(block, k) };
         let padded = len.next_multiple_of(S::LANES);
         let mut packed = packed;
+        // `LANES` inputs from `k` on of a batch row, zeros beyond `len`.
+        let load = |row: usize, k: usize| {
+            // SAFETY: batch row and inputs lie in x.
+            unsafe {
+                let row = x.as_ptr().add(row * x.stride());
+                if contiguous && k + S::LANES <= len {
+                    return simd.load(row.add(feature(from + k)));
+                }
+                let mut lanes = [T::default(); 16];
+                for (j, lane) in lanes.iter_mut().enumerate().take(S::LANES.min(len - k)) {
+                    *lane = *row.add(feature(from + k + j));
+                }
+                simd.load(lanes.as_ptr())
+            }
+        };
         for panel in panels {
             let step = panel.vectors * S::LANES;
-            for v in 0..panel.vectors {
-                let (first, valid) = if panel.inner {
-                    (panel.row + v, 1)
-                } else {
-                    let first = v * S::LANES;
-                    (panel.row + first, panel.rows.saturating_sub(first).min(S::LANES))
-                };
-                for k in (0..padded).step_by(S::LANES) {
-                    let inputs = S::LANES.min(len - k);
-                    // SAFETY: batch rows `first .. first + valid` and inputs `from + k .. + inputs` lie in x; the panel's place holds
-                    // `padded` inputs of its width.
-                    unsafe {
-                        let mut square = [simd.zero(); 16];
-                        for i in 0..valid {
-                            let row = x.as_ptr().add((first + i) * x.stride());
-                            square[i] = if contiguous && inputs == S::LANES {
-                                simd.load(row.add(feature(from + k)))
-                            } else {
-                                let mut lanes = [T::default(); 16];
-                                for (j, lane) in lanes.iter_mut().enumerate().take(inputs) {
-                                    *lane = *row.add(feature(from + k + j));
-                                }
-                                simd.load(lanes.as_ptr())
-                            };
+            for k in (0..padded).step_by(S::LANES) {
+                // SAFETY: the panel's place holds `padded` inputs of its width.
+                unsafe {
+                    if panel.inner {
+                        for v in 0..panel.vectors {
+                            simd.store(packed.add(k * panel.vectors + v * S::LANES), load(panel.row + v, k));
                         }
-                        if panel.inner {
-                            simd.store(packed.add(k * panel.vectors + v * S::LANES), square[0]);
-                            continue;
+                        continue;
+                    }
+                    for v in 0..panel.vectors {
+                        let first = v * S::LANES;
+                        let mut square = [simd.zero(); 16];
+                        for i in 0..panel.rows.saturating_sub(first).min(S::LANES) {
+                            square[i] = load(panel.row + first + i, k);
                         }
                         let square = transpose(simd, square);
                         for j in 0..S::LANES {
-                            simd.store(packed.add((k + j) * step + v * S::LANES), square[j]);
+                            simd.store(packed.add((k + j) * step + first), square[j]);
                         }
                     }
                 }
@@ -412,7 +413,6 @@ impl<T: Scalar> Kernel<T> for Flush<'_, T> {
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
         let Self { panels, sums: all, map, block, start, outputs, y, y_stride, overwrite } = self;
-        let contiguous = map.rows_contiguous();
         let feature = |o: usize| map.row_feature(block, o);
         // SAFETY: batch rows of the panels and features of the outputs are inside y; each panel has 16 x V vectors of sums.
         unsafe {
@@ -420,7 +420,7 @@ impl<T: Scalar> Kernel<T> for Flush<'_, T> {
                 let panel_sums = all.add(panel.sums);
                 let put = |row: usize, o: usize, sum: S::V| {
                     let row = y.0.add((panel.row + row) * y_stride);
-                    if contiguous && o + S::LANES <= outputs {
+                    if o + S::LANES <= outputs && map.consecutive(start + o, S::LANES) {
                         let out = row.add(feature(start + o));
                         simd.store(out, if overwrite { sum } else { simd.add(simd.load(out), sum) });
                         return;
