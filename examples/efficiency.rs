@@ -10,12 +10,12 @@ mod cli;
 mod dense;
 
 use clap::Parser;
-use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Barrier;
 use std::time::Instant;
 use structmat::io::Staged;
 use structmat::kernels::{Level, roofline};
@@ -69,26 +69,40 @@ fn shape(text: &str) -> std::result::Result<(usize, usize), String> {
 /// One line of the report.
 #[derive(Debug, Clone, Serialize)]
 struct Cell {
+    structure: String,
+    storage: Storage,
+    #[serde(rename = "out")]
     out_features: usize,
+    #[serde(rename = "in")]
     in_features: usize,
+    /// Parameters as a fraction of the dense matrix's.
+    ratio: f64,
+    params: usize,
+    /// Bytes that hold them.
+    bytes: usize,
+    /// Multiply-adds x 2 of the product.
+    flops: u64,
     batch: usize,
     threads: usize,
+    /// `warm`: the weights stay in cache; `cold`: they come from memory.
     regime: &'static str,
-    structure: String,
-    ratio: f64,
-    bytes: usize,
-    /// Median, microseconds.
-    time_us: f64,
+    /// Median time of a product.
+    seconds: f64,
     /// Half the distance between the quartiles, as a fraction of the median.
     spread: f64,
-    /// Time of the strongest dense product over this one's.
-    speed_up: f64,
+    /// The strongest dense product of the cell.
+    baseline: String,
+    baseline_seconds: f64,
+    /// Time of the baseline over this one's.
+    speedup: f64,
     /// The same if both took the least time that the machine's limits allow.
     ideal: f64,
-    /// The least time that the limits allow over the time taken.
-    efficiency: f64,
     /// What binds: `bytes` or `flops`.
-    bound: &'static str,
+    limit: &'static str,
+    /// The least time that it allows.
+    limit_seconds: f64,
+    /// That over the time taken.
+    efficiency: f64,
 }
 
 /// What the machine was measured to do.
@@ -106,19 +120,9 @@ impl Machine {
 
     fn peak(&mut self, threads: usize) -> f64 {
         *self.peak.entry(threads).or_insert_with(|| {
-            let rounds = 2_000_000;
-            let mut rates: Vec<f64> = (0..7)
-                .map(|_| {
-                    let start = Instant::now();
-                    let done: u64 = (0..threads)
-                        .into_par_iter()
-                        .map(|_| black_box(roofline::multiply_adds(Level::detected(), rounds)).0)
-                        .sum();
-                    2.0 * done as f64 / start.elapsed().as_secs_f64()
-                })
-                .collect();
-            rates.sort_by(f64::total_cmp);
-            rates[rates.len() - 2]
+            together(threads, |_| {
+                2.0 * black_box(roofline::multiply_adds(Level::detected(), 2_000_000)).0 as f64
+            })
         })
     }
 
@@ -128,18 +132,13 @@ impl Machine {
         *self.bandwidth.entry((threads, size)).or_insert_with(|| {
             let data = vec![1.0f32; size / 4];
             let passes = ((1 << 27) / size).max(1);
-            let chunk = data.len().div_ceil(threads);
-            let read = |_| {
-                let start = Instant::now();
-                data.par_chunks(chunk).for_each(|part| {
-                    (0..passes)
-                        .for_each(|_| _ = black_box(roofline::read(Level::detected(), black_box(part))));
-                });
-                (passes * size) as f64 / start.elapsed().as_secs_f64()
-            };
-            let mut rates: Vec<f64> = (0..7).map(read).collect();
-            rates.sort_by(f64::total_cmp);
-            rates[rates.len() - 2]
+            let parts: Vec<&[f32]> = data.chunks(data.len().div_ceil(threads)).collect();
+            together(threads, |k| {
+                for _ in 0..passes {
+                    black_box(roofline::read(Level::detected(), black_box(parts[k])));
+                }
+                (passes * size_of_val(parts[k])) as f64
+            })
         })
     }
 
@@ -151,6 +150,36 @@ impl Machine {
     }
 }
 
+/// What `threads` threads do together per second, each doing `work(k)`: nearly the best of seven rounds.
+fn together(threads: usize, work: impl Fn(usize) -> f64 + Sync) -> f64 {
+    let start = Barrier::new(threads);
+    let round = |k: usize| {
+        start.wait();
+        let begun = Instant::now();
+        let done = work(k);
+        (done, begun.elapsed().as_secs_f64())
+    };
+    let mut rates = [0.0; 7];
+    for rate in &mut rates {
+        let results: Vec<(f64, f64)> = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads)
+                .map(|k| {
+                    scope.spawn({
+                        let round = &round;
+                        move || round(k)
+                    })
+                })
+                .collect();
+            let own = round(0);
+            others.into_iter().filter_map(|other| other.join().ok()).chain([own]).collect()
+        });
+        let slowest = results.iter().map(|(_, seconds)| *seconds).fold(0.0, f64::max);
+        *rate = results.iter().map(|(done, _)| done).sum::<f64>() / slowest;
+    }
+    rates.sort_by(f64::total_cmp);
+    rates[rates.len() - 2]
+}
+
 /// The exact answer for an input.
 type Expected = Box<dyn Fn(&Array2<f32>) -> Array2<f64>>;
 /// Copy `k` of the matrix times an input, into the output.
@@ -159,7 +188,8 @@ type Product = Box<dyn FnMut(usize, &Array2<f32>, &mut Array2<f32>) -> Result<()
 /// Something that multiplies: copies of a structured matrix, or somebody else's dense product.
 struct Candidate {
     name: String,
-    ratio: f64,
+    storage: Storage,
+    params: usize,
     bytes: usize,
     flops: u64,
     dense: bool,
@@ -247,7 +277,7 @@ fn cell(
                 };
             // Families of fixed size have one member for every budget.
             if std::mem::replace(&mut last, matrix.n_params()) != matrix.n_params() {
-                candidates.push(structured(entry.name, matrix, threads, cold));
+                candidates.push(structured(entry.name, matrix, args.storage, threads, cold));
             }
         }
     }
@@ -255,27 +285,36 @@ fn cell(
     let mut y = Array2::zeros((batch, m));
     let times = time_in_turns(&mut candidates, &x, &mut y, args.quick)?;
     let dense_limit = machine.limit(threads, 4 * m * n, 2 * (m * n * batch) as u64, cold).0;
-    let medians = times.iter().map(|t| t[t.len() / 2]);
-    let baseline =
-        candidates.iter().zip(medians).filter(|(c, _)| c.dense).map(|(_, t)| t).fold(f64::INFINITY, f64::min);
+    let dense = candidates.iter().zip(&times).filter(|(c, _)| c.dense);
+    let (baseline, baseline_seconds) = dense
+        .map(|(candidate, times)| (candidate.name.clone(), times[times.len() / 2]))
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+        .unwrap_or_default();
     let row = |(candidate, times): (&Candidate, &Vec<f64>)| {
-        let time = times[times.len() / 2];
-        let (limit, bound) = machine.limit(threads, candidate.bytes, candidate.flops * batch as u64, cold);
+        let seconds = times[times.len() / 2];
+        let flops = candidate.flops * batch as u64;
+        let (limit_seconds, limit) = machine.limit(threads, candidate.bytes, flops, cold);
         Cell {
+            structure: candidate.name.clone(),
+            storage: candidate.storage,
             out_features: m,
             in_features: n,
+            ratio: candidate.params as f64 / (m * n) as f64,
+            params: candidate.params,
+            bytes: candidate.bytes,
+            flops,
             batch,
             threads,
             regime: if cold { "cold" } else { "warm" },
-            structure: candidate.name.clone(),
-            ratio: candidate.ratio,
-            bytes: candidate.bytes,
-            time_us: time * 1e6,
-            spread: (times[times.len() * 3 / 4] - times[times.len() / 4]) / (2.0 * time),
-            speed_up: baseline / time,
-            ideal: dense_limit / limit,
-            efficiency: limit / time,
-            bound,
+            seconds,
+            spread: (times[times.len() * 3 / 4] - times[times.len() / 4]) / (2.0 * seconds),
+            baseline: baseline.clone(),
+            baseline_seconds,
+            speedup: baseline_seconds / seconds,
+            ideal: dense_limit / limit_seconds,
+            limit,
+            limit_seconds,
+            efficiency: limit_seconds / seconds,
         }
     };
     Ok(candidates.iter().zip(&times).map(row).collect())
@@ -290,9 +329,15 @@ fn copies(bytes: usize, cold: bool) -> usize {
     if cold { (4 * cache.min(64 << 20)).div_ceil(bytes.max(1)).max(2) } else { 1 }
 }
 
-fn structured(name: &str, matrix: Box<dyn StructuredMatrix>, threads: usize, cold: bool) -> Candidate {
-    let (bytes, (m, n)) = (matrix.storage_bytes(), matrix.shape());
-    let (ratio, flops) = (matrix.n_params() as f64 / (m * n) as f64, matrix.flops(1));
+fn structured(
+    name: &str,
+    matrix: Box<dyn StructuredMatrix>,
+    storage: Storage,
+    threads: usize,
+    cold: bool,
+) -> Candidate {
+    let bytes = matrix.storage_bytes();
+    let (params, flops) = (matrix.n_params(), matrix.flops(1));
     let reference = matrix.clone();
     let expected = Box::new(move |x: &Array2<f32>| x.mapv(f64::from).dot(&reference.to_dense_f64().t()));
     let matrices = vec![matrix; copies(bytes, cold)];
@@ -303,7 +348,8 @@ fn structured(name: &str, matrix: Box<dyn StructuredMatrix>, threads: usize, col
     };
     Candidate {
         name: name.to_owned(),
-        ratio,
+        storage,
+        params,
         bytes,
         flops,
         dense: false,
@@ -317,12 +363,13 @@ fn structured(name: &str, matrix: Box<dyn StructuredMatrix>, threads: usize, col
 fn dense_candidates((m, n): (usize, usize), threads: usize, cold: bool) -> Result<Vec<Candidate>> {
     let w = Array2::from_shape_fn((m, n), |(i, j)| ((i * 13 + j * 7) % 19) as f32 / 9.0 - 1.0);
     let reference = w.clone();
-    let own = structured("dense (structmat)", Box::new(Dense::new(&w)?), threads, cold);
+    let own = structured("dense (structmat)", Box::new(Dense::new(&w)?), Storage::F32, threads, cold);
     let copies = copies(4 * m * n, cold);
     let weights = vec![w; copies];
     let other = |name: &str, run: Product| Candidate {
         name: name.to_owned(),
-        ratio: 1.0,
+        storage: Storage::F32,
+        params: m * n,
         bytes: 4 * m * n,
         flops: 2 * (m * n) as u64,
         dense: true,
@@ -404,12 +451,12 @@ fn section(cells: &[Cell]) -> String {
         vec![
             c.structure.clone(),
             format!("{:.4}", c.ratio),
-            format!("{:.1}", c.time_us),
+            format!("{:.1}", 1e6 * c.seconds),
             format!("{:.0} %", 100.0 * c.spread),
-            format!("{:.2}", c.speed_up),
+            format!("{:.2}", c.speedup),
             format!("{:.2}", c.ideal),
             format!("{:.2}", c.efficiency),
-            c.bound.to_owned(),
+            c.limit.to_owned(),
         ]
     };
     let rows: Vec<_> = cells.iter().map(row).collect();

@@ -3,7 +3,6 @@
 use super::gemm::Output;
 use super::level::Kernel;
 use super::simd::Simd;
-use super::small::{load_tail, store_tail};
 use super::source::Source;
 use super::view::{Rows, RowsMut};
 use crate::exec::Policy;
@@ -104,13 +103,13 @@ unsafe fn lanes<T: Scalar, S: Simd<T>, W: Source, const B: usize>(
             } else {
                 let a = job.source.load_tail(simd, row, j);
                 for (i, sum) in sums.iter_mut().enumerate() {
-                    *sum = simd.mul_add(a, load_tail(simd, x.add(i * job.x.stride()), left), *sum);
+                    *sum = simd.mul_add(a, simd.load_part(x.add(i * job.x.stride()), left), *sum);
                 }
             }
         }
         for (i, sum) in sums.iter().enumerate() {
             let y = job.y.0.add((b + i) * job.y_stride + q * cols + j);
-            if left >= S::LANES { simd.store(y, *sum) } else { store_tail(simd, *sum, y, left) }
+            if left >= S::LANES { simd.store(y, *sum) } else { simd.store_part(y, *sum, left) }
         }
     }
     B

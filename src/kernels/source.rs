@@ -32,6 +32,10 @@ pub(crate) trait Source: Copy + Send + Sync {
     /// `row < rows` and `col < cols`.
     #[inline(always)]
     unsafe fn load_tail<T: Scalar, S: Simd<T>>(&self, simd: S, row: usize, col: usize) -> S::V {
+        if let Some(plain) = self.plain::<T>() {
+            // SAFETY: the rest of the row is inside the source.
+            return unsafe { simd.load_part(plain.add(row * self.cols() + col), self.cols() - col) };
+        }
         let mut tail = [T::default(); MAX_LANES];
         decode(self, row, col, &mut tail);
         // SAFETY: no vector has more than MAX_LANES lanes.

@@ -193,6 +193,9 @@ impl<T: Scalar> Kernel<T> for Pack<'_, T> {
                 if contiguous && k + S::LANES <= len {
                     return simd.load(row.add(feature(from + k)));
                 }
+                if contiguous {
+                    return simd.load_part(row.add(feature(from + k)), len - k);
+                }
                 let mut lanes = [T::default(); 16];
                 for (j, lane) in lanes.iter_mut().enumerate().take(S::LANES.min(len - k)) {
                     *lane = *row.add(feature(from + k + j));

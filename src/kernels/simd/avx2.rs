@@ -17,6 +17,20 @@ impl Avx2 {
     }
 }
 
+/// A mask of the first `len` of eight lanes.
+#[inline(always)]
+fn first_32(len: usize) -> __m256i {
+    // SAFETY: called by the methods of an `Avx2` only, which exists only where the machine has the level.
+    unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(len as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
+}
+
+/// A mask of the first `len` of four lanes.
+#[inline(always)]
+fn first_64(len: usize) -> __m256i {
+    // SAFETY: as above.
+    unsafe { _mm256_cmpgt_epi64(_mm256_set1_epi64x(len as i64), _mm256_setr_epi64x(0, 1, 2, 3)) }
+}
+
 // SAFETY of every block below: an `Avx2` value exists only where the machine has the level, and pointers are valid
 // for the reads and writes that the trait names, by the caller's promise.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -63,6 +77,14 @@ impl Simd<f32> for Avx2 {
     #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> __m256 {
         unsafe { _mm256_loadu_ps(ptr) }
+    }
+    #[inline(always)]
+    unsafe fn load_part(self, ptr: *const f32, len: usize) -> __m256 {
+        unsafe { _mm256_maskload_ps(ptr, first_32(len)) }
+    }
+    #[inline(always)]
+    unsafe fn store_part(self, ptr: *mut f32, a: __m256, len: usize) {
+        unsafe { _mm256_maskstore_ps(ptr, first_32(len), a) }
     }
     #[inline(always)]
     unsafe fn store(self, ptr: *mut f32, a: __m256) {
@@ -150,6 +172,14 @@ impl Simd<f64> for Avx2 {
     #[inline(always)]
     unsafe fn load(self, ptr: *const f64) -> __m256d {
         unsafe { _mm256_loadu_pd(ptr) }
+    }
+    #[inline(always)]
+    unsafe fn load_part(self, ptr: *const f64, len: usize) -> __m256d {
+        unsafe { _mm256_maskload_pd(ptr, first_64(len)) }
+    }
+    #[inline(always)]
+    unsafe fn store_part(self, ptr: *mut f64, a: __m256d, len: usize) {
+        unsafe { _mm256_maskstore_pd(ptr, first_64(len), a) }
     }
     #[inline(always)]
     unsafe fn store(self, ptr: *mut f64, a: __m256d) {

@@ -62,6 +62,14 @@ impl Simd<f32> for Avx512 {
         unsafe { _mm512_loadu_ps(ptr) }
     }
     #[inline(always)]
+    unsafe fn load_part(self, ptr: *const f32, len: usize) -> __m512 {
+        unsafe { _mm512_maskz_loadu_ps(((1u32 << len) - 1) as __mmask16, ptr) }
+    }
+    #[inline(always)]
+    unsafe fn store_part(self, ptr: *mut f32, a: __m512, len: usize) {
+        unsafe { _mm512_mask_storeu_ps(ptr, ((1u32 << len) - 1) as __mmask16, a) }
+    }
+    #[inline(always)]
     unsafe fn store(self, ptr: *mut f32, a: __m512) {
         unsafe { _mm512_storeu_ps(ptr, a) }
     }
@@ -149,6 +157,14 @@ impl Simd<f64> for Avx512 {
     #[inline(always)]
     unsafe fn load(self, ptr: *const f64) -> __m512d {
         unsafe { _mm512_loadu_pd(ptr) }
+    }
+    #[inline(always)]
+    unsafe fn load_part(self, ptr: *const f64, len: usize) -> __m512d {
+        unsafe { _mm512_maskz_loadu_pd(((1u32 << len) - 1) as __mmask8, ptr) }
+    }
+    #[inline(always)]
+    unsafe fn store_part(self, ptr: *mut f64, a: __m512d, len: usize) {
+        unsafe { _mm512_mask_storeu_pd(ptr, ((1u32 << len) - 1) as __mmask8, a) }
     }
     #[inline(always)]
     unsafe fn store(self, ptr: *mut f64, a: __m512d) {

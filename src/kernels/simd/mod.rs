@@ -50,6 +50,16 @@ pub trait Simd<T>: Copy + Send + Sync {
     /// # Safety
     /// `ptr` is valid for that many reads.
     unsafe fn load(self, ptr: *const T) -> Self::V;
+    /// Reads the first `len < LANES` numbers; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `ptr` is valid for `len` reads.
+    unsafe fn load_part(self, ptr: *const T, len: usize) -> Self::V;
+    /// Writes the first `len < LANES` lanes.
+    ///
+    /// # Safety
+    /// `ptr` is valid for `len` writes.
+    unsafe fn store_part(self, ptr: *mut T, a: Self::V, len: usize);
     /// Writes `LANES` numbers.
     ///
     /// # Safety

@@ -51,6 +51,18 @@ macro_rules! portable {
                 unsafe { ptr.cast::<Self::V>().read_unaligned() }
             }
             #[inline(always)]
+            unsafe fn load_part(self, ptr: *const $t, len: usize) -> Self::V {
+                // SAFETY: the caller vouches for `len` reads.
+                std::array::from_fn(|i| if i < len { unsafe { *ptr.add(i) } } else { 0.0 })
+            }
+            #[inline(always)]
+            unsafe fn store_part(self, ptr: *mut $t, a: Self::V, len: usize) {
+                for (i, a) in a.iter().enumerate().take(len) {
+                    // SAFETY: the caller vouches for `len` writes.
+                    unsafe { *ptr.add(i) = *a };
+                }
+            }
+            #[inline(always)]
             unsafe fn store(self, ptr: *mut $t, a: Self::V) {
                 // SAFETY: the caller vouches for N writes.
                 unsafe { ptr.cast::<Self::V>().write_unaligned(a) }
