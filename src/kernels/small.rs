@@ -14,6 +14,9 @@ use crate::scalar::Scalar;
 /// Weights from which on fetching ahead gains more where they come from memory (two fifths) than it costs where they are cached (a tenth).
 const CACHED: usize = 1 << 17;
 
+/// Weights that no cache holds: more rows at a time keep more reads under way.
+const STREAMED: usize = 1 << 22;
+
 /// Columns of the output kept in the L1 cache while the rows of a transposed product stream by.
 const COLUMNS: usize = 2048;
 
@@ -25,7 +28,8 @@ const COLUMNS: usize = 2048;
 pub(super) unsafe fn forward<T: Scalar, S: Simd<T>, W: Source>(simd: S, job: &Job<'_, T, W>) {
     let batch = job.x.rows();
     // The next rows are fetched while these are used: rows are too short for the machine to see streams in them.
-    let ahead = job.source.rows() * job.source.cols() >= CACHED;
+    let weights = job.source.rows() * job.source.cols();
+    let (ahead, streamed) = (weights >= CACHED, weights >= STREAMED);
     for block in job.blocks.clone() {
         let mut b = 0;
         while b < batch {
@@ -33,6 +37,7 @@ pub(super) unsafe fn forward<T: Scalar, S: Simd<T>, W: Source>(simd: S, job: &Jo
             unsafe {
                 b += match (batch - b, ahead) {
                     (1, false) => rows::<T, S, W, 4, 1, 2, false>(simd, job, block, b),
+                    (1, true) if streamed => rows::<T, S, W, 8, 1, 1, true>(simd, job, block, b),
                     (1, true) => rows::<T, S, W, 4, 1, 2, true>(simd, job, block, b),
                     (_, false) => rows::<T, S, W, 4, 2, 1, false>(simd, job, block, b),
                     (_, true) => rows::<T, S, W, 4, 2, 1, true>(simd, job, block, b),
