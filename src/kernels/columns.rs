@@ -1,7 +1,7 @@
 //! Products of several batch rows whose lanes are outputs: for transposed products, whose weights lie so, and for short rows of weights,
 //! for which sums over lanes would cost more than the products.
 //!
-//! Sixteen batch rows at a time are packed as a tile; two vectors of outputs meet it, input by input. Nothing is summed over lanes.
+//! Sixteen batch rows at a time are packed as a tile; pairs of vectors of outputs meet it, input by input. Nothing is summed over lanes.
 
 // Tiles are arrays of constant size: with indices the compiler keeps them in registers.
 #![allow(clippy::needless_range_loop)]
@@ -10,14 +10,16 @@ use super::gemm::{Job, Output, PanelMap};
 use super::level::{Kernel, Level};
 use super::simd::{Simd, prefetch, transpose};
 use super::source::Source;
-use super::tiles::{Aligned, BATCH, DEPTH, PACKED, Pack, Panel, Sizes, Weights, tile};
+use super::tiles::{Aligned, BATCH, PACKED, Pack, Panel, Sizes, Weights, tile};
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
 
 /// Batch rows packed together.
 const ROWS: usize = 16;
-/// Outputs that are summed at the same time, at most: two vectors of the widest level.
-const WIDTH: usize = 32;
+/// Outputs that are summed at the same time: stretches of weight rows long enough to be read as streams.
+const OUTPUTS: usize = 256;
+/// Inputs whose weights are decoded at a time: with the outputs, 64 KiB of `f32`.
+const DEPTH: usize = 64;
 
 /// The product of a job at `level`.
 ///
@@ -28,10 +30,9 @@ pub(super) unsafe fn multiply<T: Scalar, W: Source>(job: &Job<'_, T, W>, level: 
     let (lanes, _) = T::dispatch(level, Sizes);
     let depth = if forward { map.cols } else { map.rows };
     let mut packed = Aligned::<T, PACKED>::new();
-    let mut columns = Aligned::<T, { DEPTH * WIDTH }>::new();
-    let mut sums = Aligned::<T, { BATCH * WIDTH }>::new();
+    let mut columns = Aligned::<T, { DEPTH * OUTPUTS }>::new();
+    let mut sums = Aligned::<T, { BATCH * OUTPUTS }>::new();
     let (packed, columns, sums) = (packed.pointer(), columns.pointer(), sums.pointer());
-    let plain = if forward { None } else { job.source.plain::<T>() };
     for row in (0..job.x.rows()).step_by(BATCH) {
         let batch = BATCH.min(job.x.rows() - row);
         let mut panels = [Panel::default(); BATCH / ROWS];
@@ -48,28 +49,22 @@ pub(super) unsafe fn multiply<T: Scalar, W: Source>(job: &Job<'_, T, W>, level: 
                 let x = job.x.batch(row..job.x.rows());
                 T::dispatch(level, Pack { x, map, forward, block, from, len, panels, packed });
                 let overwrite = from == 0 && job.update == Update::Overwrite;
-                for start in job.outputs.clone().step_by(2 * lanes) {
-                    let outputs = (2 * lanes).min(job.outputs.end - start);
+                for start in job.outputs.clone().step_by(OUTPUTS) {
+                    let outputs = OUTPUTS.min(job.outputs.end - start);
                     for k in (0..len.max(1)).step_by(DEPTH) {
                         let inputs = DEPTH.min(len - k);
-                        let (weights, step) = match plain {
-                            Some(plain) if inputs.is_multiple_of(lanes) && outputs == 2 * lanes => {
-                                let first = job.first + block * map.rows + from + k;
-                                // SAFETY: the first weight is inside the source.
-                                (unsafe { plain.add(first * map.cols + start) }, map.cols)
-                            }
-                            _ => {
-                                let decode =
-                                    Decode { job, block, start, outputs, from: from + k, inputs, columns };
-                                T::dispatch(level, decode);
-                                (columns.cast_const(), 2 * lanes)
-                            }
-                        };
-                        T::dispatch(level, Run { panels, packed, weights, step, sums, len, k, inputs });
+                        T::dispatch(
+                            level,
+                            Decode { job, block, start, outputs, from: from + k, inputs, columns },
+                        );
+                        T::dispatch(
+                            level,
+                            Run { panels, batch, packed, columns, sums, outputs, len, k, inputs },
+                        );
                     }
                     // SAFETY: the rows from `row` on are inside the panel of y.
                     let y = Output(unsafe { job.y.0.add(row * job.y_stride) });
-                    let (y_stride, sums) = (job.y_stride, sums.cast_const());
+                    let y_stride = job.y_stride;
                     T::dispatch(
                         level,
                         Flush { batch, sums, map, forward, block, start, outputs, y, y_stride, overwrite },
@@ -80,8 +75,8 @@ pub(super) unsafe fn multiply<T: Scalar, W: Source>(job: &Job<'_, T, W>, level: 
     }
 }
 
-/// Decodes weights, input by input: for each, those of two vectors of outputs. Zeros beyond `outputs`, and from `inputs` to the next
-/// multiple of `LANES`.
+/// Decodes weights: for each pair of vectors of outputs, input by input. Zeros beyond `outputs`, and from `inputs` to the next multiple of
+/// `LANES`.
 struct Decode<'a, 'j, T, W> {
     job: &'a Job<'j, T, W>,
     block: usize,
@@ -106,37 +101,49 @@ impl<T: Scalar, W: Source> Kernel<T> for Decode<'_, '_, T, W> {
                 if left >= S::LANES { source.load(simd, row, col) } else { source.load_tail(simd, row, col) }
             }
         };
-        for o in [0, S::LANES] {
-            for k in (0..inputs).step_by(S::LANES) {
-                let mut square = [simd.zero(); 16];
-                if job.op == Op::Forward {
+        let (width, padded) = (2 * S::LANES, inputs.next_multiple_of(S::LANES));
+        // SAFETY: the columns have room for DEPTH inputs of OUTPUTS outputs.
+        let store = |k: usize, o: usize, w: S::V| unsafe {
+            simd.store(columns.add(o / width * padded * width + k * width + o % width), w);
+        };
+        let ends = outputs.next_multiple_of(width);
+        if job.op == Op::Forward {
+            for o in (0..ends).step_by(S::LANES) {
+                for k in (0..inputs).step_by(S::LANES) {
+                    let mut square = [simd.zero(); 16];
                     for i in 0..S::LANES.min(outputs.saturating_sub(o)) {
                         square[i] = load(first + start + o + i, from + k, inputs - k);
                     }
-                    square = transpose(simd, square);
-                } else if o < outputs {
-                    for i in 0..S::LANES.min(inputs - k) {
-                        prefetch(source.address(first + from + k + i + S::LANES, start + o));
-                        square[i] = load(first + from + k + i, start + o, outputs - o);
+                    let square = transpose(simd, square);
+                    for i in 0..S::LANES {
+                        store(k + i, o, square[i]);
                     }
                 }
-                for i in 0..S::LANES {
-                    // SAFETY: the columns have room for DEPTH inputs of two vectors.
-                    unsafe { simd.store(columns.add((k + i) * 2 * S::LANES + o), square[i]) };
-                }
+            }
+            return;
+        }
+        for k in 0..padded {
+            for o in (0..ends).step_by(S::LANES) {
+                let w = if k < inputs && o < outputs {
+                    prefetch(source.address(first + from + k + ROWS, start + o));
+                    load(first + from + k, start + o, outputs - o)
+                } else {
+                    simd.zero()
+                };
+                store(k, o, w);
             }
         }
     }
 }
 
-/// Adds the products of all panels with two vectors of outputs to their sums, or starts these.
+/// Adds the products of all panels with the decoded weights to their sums, or starts these.
 struct Run<'a, T> {
     panels: &'a [Panel],
+    batch: usize,
     packed: *const T,
-    weights: *const T,
-    /// From the weights of one input to those of the next.
-    step: usize,
+    columns: *const T,
     sums: *mut T,
+    outputs: usize,
     /// Inputs packed, of which the weights have those from `k` on.
     len: usize,
     k: usize,
@@ -147,30 +154,32 @@ impl<T: Scalar> Kernel<T> for Run<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
-        let padded = self.len.next_multiple_of(S::LANES);
+        let (width, padded) = (2 * S::LANES, self.len.next_multiple_of(S::LANES));
         let (squares, fresh) = (self.inputs.div_ceil(S::LANES), self.k == 0);
-        let mut packed = self.packed;
-        for panel in self.panels {
-            let mut row = 0;
-            while row < panel.rows {
-                // SAFETY: the packed panel, the weights and the sums have been filled to these sizes.
-                unsafe {
-                    let first = packed.add(self.k * panel.rows + row * S::LANES);
-                    let x = Weights { first, row: S::LANES, square: panel.rows * S::LANES };
-                    let sums = self.sums.add(panel.sums + row * 2 * S::LANES);
-                    let (w, step) = (self.weights, self.step);
-                    row += match panel.rows - row {
-                        8.. if S::REGISTERS == 32 => {
-                            tile::<T, S, 8, 2, false>(simd, x, w, step, sums, squares, fresh)
-                        }
-                        4.. => tile::<T, S, 4, 2, false>(simd, x, w, step, sums, squares, fresh),
-                        2.. => tile::<T, S, 2, 2, false>(simd, x, w, step, sums, squares, fresh),
-                        _ => tile::<T, S, 1, 2, false>(simd, x, w, step, sums, squares, fresh),
-                    };
+        for pair in 0..self.outputs.div_ceil(width) {
+            let mut packed = self.packed;
+            for panel in self.panels {
+                let mut row = 0;
+                while row < panel.rows {
+                    // SAFETY: the packed panel, the weights and the sums have been filled to these sizes.
+                    unsafe {
+                        let first = packed.add(self.k * panel.rows + row * S::LANES);
+                        let x = Weights { first, row: S::LANES, square: panel.rows * S::LANES };
+                        let w = self.columns.add(pair * squares * S::LANES * width);
+                        let sums = self.sums.add(pair * self.batch * width + panel.sums + row * width);
+                        row += match panel.rows - row {
+                            8.. if S::REGISTERS == 32 => {
+                                tile::<T, S, 8, 2, false>(simd, x, w, sums, squares, fresh)
+                            }
+                            4.. => tile::<T, S, 4, 2, false>(simd, x, w, sums, squares, fresh),
+                            2.. => tile::<T, S, 2, 2, false>(simd, x, w, sums, squares, fresh),
+                            _ => tile::<T, S, 1, 2, false>(simd, x, w, sums, squares, fresh),
+                        };
+                    }
                 }
+                // SAFETY: the next panel's place follows.
+                packed = unsafe { packed.add(padded * panel.rows) };
             }
-            // SAFETY: the next panel's place follows.
-            packed = unsafe { packed.add(padded * panel.rows) };
         }
     }
 }
@@ -194,25 +203,29 @@ impl<T: Scalar> Kernel<T> for Flush<T> {
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
         let Self { batch, sums, map, forward, block, start, outputs, y, y_stride, overwrite } = self;
-        let contiguous = !forward || map.consecutive(start, outputs);
+        let width = 2 * S::LANES;
         let feature = |o: usize| if forward { map.row_feature(block, o) } else { block * map.cols + o };
-        let offsets: [usize; WIDTH] =
-            std::array::from_fn(|o| if o < outputs { feature(start + o) } else { 0 });
-        for row in 0..batch {
-            // SAFETY: batch rows and features of the outputs are inside y; each row has two vectors of sums.
-            unsafe {
-                let sums = sums.add(row * 2 * S::LANES);
-                let y = y.0.add(row * y_stride);
-                if contiguous && outputs == 2 * S::LANES {
-                    for v in [0, S::LANES] {
-                        let (out, sum) = (y.add(offsets[0] + v), simd.load(sums.add(v)));
-                        simd.store(out, if overwrite { sum } else { simd.add(simd.load(out), sum) });
+        for from in (0..outputs).step_by(width) {
+            let (start, outputs) = (start + from, width.min(outputs - from));
+            let contiguous = !forward || map.consecutive(start, outputs);
+            let offsets: [usize; 32] =
+                std::array::from_fn(|o| if o < outputs { feature(start + o) } else { 0 });
+            for row in 0..batch {
+                // SAFETY: batch rows and features of the outputs are inside y; each row has two vectors of sums.
+                unsafe {
+                    let sums = sums.add(from * batch + row * width);
+                    let y = y.0.add(row * y_stride);
+                    if contiguous && outputs == width {
+                        for v in [0, S::LANES] {
+                            let (out, sum) = (y.add(offsets[0] + v), simd.load(sums.add(v)));
+                            simd.store(out, if overwrite { sum } else { simd.add(simd.load(out), sum) });
+                        }
+                        continue;
                     }
-                    continue;
-                }
-                for (o, offset) in offsets[..outputs].iter().enumerate() {
-                    let (out, sum) = (y.add(*offset), *sums.add(o));
-                    *out = if overwrite { sum } else { *out + sum };
+                    for (o, offset) in offsets[..outputs].iter().enumerate() {
+                        let (out, sum) = (y.add(*offset), *sums.add(o));
+                        *out = if overwrite { sum } else { *out + sum };
+                    }
                 }
             }
         }

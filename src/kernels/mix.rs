@@ -2,7 +2,7 @@
 
 use super::gemm::Output;
 use super::level::Kernel;
-use super::simd::Simd;
+use super::simd::{Simd, prefetch};
 use super::source::Source;
 use super::view::{Rows, RowsMut};
 use crate::exec::Policy;
@@ -61,26 +61,45 @@ impl<T: Scalar, W: Source> Kernel<T> for Job<'_, T, W> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
-        for q in self.outputs.clone() {
-            for j in (0..self.source.cols()).step_by(S::LANES) {
-                let mut b = 0;
-                while b < self.x.rows() {
-                    // SAFETY: block, columns and batch rows are in range by the loop bounds and the check of `mix`.
-                    unsafe {
-                        b += match self.x.rows() - b {
-                            4.. => lanes::<T, S, W, 4>(simd, &self, q, j, b),
-                            _ => lanes::<T, S, W, 1>(simd, &self, q, j, b),
-                        };
-                    }
-                }
+        let mut q = self.outputs.start;
+        while q < self.outputs.end {
+            // SAFETY: blocks are in range by the loop bound.
+            unsafe {
+                q += match self.outputs.end - q {
+                    4.. => blocks::<T, S, W, 4>(simd, &self, q),
+                    _ => blocks::<T, S, W, 1>(simd, &self, q),
+                };
             }
         }
     }
 }
 
-/// Up to `LANES` columns from `j` on of block `q`, for `B` batch rows. Returns `B`.
+/// `Q` blocks of outputs from `q` on, so that each input is read once for all of them. Returns `Q`.
 #[inline(always)]
-unsafe fn lanes<T: Scalar, S: Simd<T>, W: Source, const B: usize>(
+unsafe fn blocks<T: Scalar, S: Simd<T>, W: Source, const Q: usize>(
+    simd: S,
+    job: &Job<'_, T, W>,
+    q: usize,
+) -> usize {
+    for j in (0..job.source.cols()).step_by(S::LANES) {
+        let mut b = 0;
+        while b < job.x.rows() {
+            // SAFETY: blocks, columns and batch rows are in range by the loop bounds and the check of `mix`.
+            unsafe {
+                b += match job.x.rows() - b {
+                    4.. if S::REGISTERS == 32 => lanes::<T, S, W, Q, 4>(simd, job, q, j, b),
+                    2.. => lanes::<T, S, W, Q, 2>(simd, job, q, j, b),
+                    _ => lanes::<T, S, W, Q, 1>(simd, job, q, j, b),
+                };
+            }
+        }
+    }
+    Q
+}
+
+/// Up to `LANES` columns from `j` on of `Q` blocks, for `B` batch rows. Returns `B`.
+#[inline(always)]
+unsafe fn lanes<T: Scalar, S: Simd<T>, W: Source, const Q: usize, const B: usize>(
     simd: S,
     job: &Job<'_, T, W>,
     q: usize,
@@ -89,27 +108,33 @@ unsafe fn lanes<T: Scalar, S: Simd<T>, W: Source, const B: usize>(
 ) -> usize {
     let cols = job.source.cols();
     let left = cols - j;
-    let mut sums = [simd.zero(); B];
+    let mut sums = [[simd.zero(); B]; Q];
     // SAFETY: the caller's.
     unsafe {
         for p in 0..job.inputs {
-            let row = p * job.strides.0 + q * job.strides.1;
             let x = job.x.as_ptr().add(b * job.x.stride() + p * cols + j);
-            if left >= S::LANES {
-                let a = job.source.load(simd, row, j);
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    *sum = simd.mul_add(a, simd.load(x.add(i * job.x.stride())), *sum);
-                }
-            } else {
-                let a = job.source.load_tail(simd, row, j);
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    *sum = simd.mul_add(a, simd.load_part(x.add(i * job.x.stride()), left), *sum);
+            let xs: [S::V; B] = std::array::from_fn(|i| {
+                let x = x.add(i * job.x.stride());
+                if left >= S::LANES { simd.load(x) } else { simd.load_part(x, left) }
+            });
+            for (k, sums) in sums.iter_mut().enumerate() {
+                let row = p * job.strides.0 + (q + k) * job.strides.1;
+                prefetch(job.source.address(row, j + 2 * S::LANES));
+                let a = if left >= S::LANES {
+                    job.source.load(simd, row, j)
+                } else {
+                    job.source.load_tail(simd, row, j)
+                };
+                for i in 0..B {
+                    sums[i] = simd.mul_add(a, xs[i], sums[i]);
                 }
             }
         }
-        for (i, sum) in sums.iter().enumerate() {
-            let y = job.y.0.add((b + i) * job.y_stride + q * cols + j);
-            if left >= S::LANES { simd.store(y, *sum) } else { simd.store_part(y, *sum, left) }
+        for (k, sums) in sums.iter().enumerate() {
+            for (i, sum) in sums.iter().enumerate() {
+                let y = job.y.0.add((b + i) * job.y_stride + (q + k) * cols + j);
+                if left >= S::LANES { simd.store(y, *sum) } else { simd.store_part(y, *sum, left) }
+            }
         }
     }
     B

@@ -19,7 +19,7 @@ use std::mem::MaybeUninit;
 /// Outputs of a weight tile; a multiple of every `LANES`.
 const OUTPUTS: usize = 16;
 /// Inputs of a weight tile: with 16 outputs of `f32` it takes 16 KiB, half of a small L1 cache.
-pub(super) const DEPTH: usize = 256;
+const DEPTH: usize = 256;
 /// Batch rows packed at once.
 pub(super) const BATCH: usize = 128;
 /// Numbers of the batch packed at once: 128 KiB of `f32`.
@@ -330,22 +330,21 @@ unsafe fn outputs<T: Scalar, S: Simd<T>, const R: usize, const V: usize, const I
         };
         for o in (0..whole).step_by(R) {
             let (weights, sums) = at(o);
-            tile::<T, S, R, V, INNER>(simd, weights, x, V * S::LANES, sums, squares, fresh);
+            tile::<T, S, R, V, INNER>(simd, weights, x, sums, squares, fresh);
         }
         for o in whole..run.outputs {
             let (weights, sums) = at(o);
-            tile::<T, S, 1, V, INNER>(simd, weights, x, V * S::LANES, sums, squares, fresh);
+            tile::<T, S, 1, V, INNER>(simd, weights, x, sums, squares, fresh);
         }
     }
 }
 
-/// `R` rows of weights times `V` vectors; those of the next input (outer) or `LANES` inputs (inner) are `step` numbers further. Returns `R`.
+/// `R` rows of weights times `V` vectors for each input (outer) or `LANES` inputs (inner). Returns `R`.
 #[inline(always)]
 pub(super) unsafe fn tile<T: Scalar, S: Simd<T>, const R: usize, const V: usize, const INNER: bool>(
     simd: S,
     weights: Weights<T>,
     x: *const T,
-    step: usize,
     out: *mut T,
     squares: usize,
     fresh: bool,
@@ -374,11 +373,11 @@ pub(super) unsafe fn tile<T: Scalar, S: Simd<T>, const R: usize, const V: usize,
                         sums[r][v] = simd.mul_add(ws[r], x, sums[r][v]);
                     }
                 }
-                x = x.wrapping_add(step);
+                x = x.add(V * S::LANES);
             } else {
                 for k in 0..S::LANES {
                     let xs: [S::V; V] = std::array::from_fn(|v| simd.load(x.add(v * S::LANES)));
-                    x = x.wrapping_add(step);
+                    x = x.add(V * S::LANES);
                     for r in 0..R {
                         let weight = simd.splat(*w.add(r * weights.row + k));
                         for v in 0..V {
