@@ -1,4 +1,4 @@
-//! Products for small batches: weights are decoded into registers, where they meet a few batch rows at once.
+//! Products for batches of one to three rows: weights are decoded into registers, where they meet a few batch rows at once.
 //!
 //! Each output is summed in the same order whatever tile computes it, so splits between threads change no bit.
 
@@ -170,8 +170,7 @@ pub(super) unsafe fn transpose<T: Scalar, S: Simd<T>, W: Source>(simd: S, job: &
                 unsafe {
                     b += match batch - b {
                         1 => add_rows::<T, S, W, 8, 1>(simd, job, block, start, end, b),
-                        2 | 3 => add_rows::<T, S, W, 4, 2>(simd, job, block, start, end, b),
-                        _ => add_rows::<T, S, W, 2, 4>(simd, job, block, start, end, b),
+                        _ => add_rows::<T, S, W, 4, 2>(simd, job, block, start, end, b),
                     };
                 }
             }

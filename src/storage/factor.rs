@@ -299,7 +299,7 @@ impl Factor {
     }
 
     /// $y_q = \sum_p a_{qp} \circ x_p$ for blocks of `x` and `y` as wide as a row, with $a_{qp}$ row `p` of matrix `q` (forward) or row `q` of
-    /// matrix `p` (transposed).
+    /// matrix `p` (transposed). Panics when `x` and `y` do not fit.
     pub fn mix<T: Scalar>(&self, op: Op, x: Rows<'_, T>, y: RowsMut<'_, T>, policy: Policy) {
         let (outputs, inputs) = op.order(self.blocks, self.rows);
         let strides = op.order((1, self.rows), (self.rows, 1)).0;
