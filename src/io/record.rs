@@ -70,6 +70,7 @@ pub(super) fn encode(path: &str, parts: &Parts<'_>, tensors: &mut Vec<(String, T
     for (name, factor) in parts.factors() {
         factors.insert(name.to_owned(), FactorRecord { storage: factor.storage(), shape: factor.shape() });
         let full = format!("{path}:{name}");
+        let factor = &*factor.to_rows();
         let [codes, scales] = encode_factor(factor);
         tensors.extend(scales.map(|scales| (format!("{full}.scales"), scales.into_owned())));
         tensors.extend(codes.map(|codes| (full, codes.into_owned())));

@@ -1,21 +1,20 @@
 //! Products with a stack of dense blocks: argument checks, splitting between threads, choice of kernel.
 
+use super::batches::Batches;
 use super::level::Kernel;
+use super::packing::{Lanes, Packing};
 use super::simd::Simd;
 use super::source::Source;
 use super::view::{Rows, RowsMut};
-use super::{columns, small, tiles};
+use super::{panels, small};
 use crate::exec::Policy;
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
 use crate::storage::GROUP;
 use std::ops::Range;
 
-/// Smallest batch for which panels of the batch are packed. Below, weights are decoded straight into registers.
+/// Smallest batch whose rows are packed. Below, weights are decoded straight into registers.
 const PACKED_BATCH: usize = 4;
-
-/// Weight rows up to this long are short: sums over the lanes of a vector would cost as much as the products that they end.
-const SHORT: usize = 64;
 
 /// Outputs per thread are a multiple of this (and of [`GROUP`]), so that no thread shares a cache line or a group.
 const SPLIT: usize = 32;
@@ -65,7 +64,7 @@ impl PanelMap {
 
     /// Whether the rows of a block are consecutive features.
     #[inline(always)]
-    pub(super) fn rows_contiguous(&self) -> bool {
+    pub(crate) fn rows_contiguous(&self) -> bool {
         self.group == self.rows
     }
 }
@@ -84,6 +83,9 @@ pub(super) struct Job<'a, T, W> {
     pub(super) source: W,
     /// First row of the stack in `source`.
     pub(super) first: usize,
+    /// First block of the stack in `source`, where it is packed.
+    pub(super) first_block: usize,
+    pub(super) packing: Option<Packing>,
     pub(super) map: PanelMap,
     pub(super) op: Op,
     pub(super) x: Rows<'a, T>,
@@ -100,6 +102,8 @@ pub(super) struct Job<'a, T, W> {
 pub struct PanelProduct<'a, T> {
     /// First row of the stack in the source.
     pub(crate) first: usize,
+    /// How the source is packed; `None` where its rows lie one after the other.
+    pub(crate) packing: Option<Packing>,
     pub(crate) map: PanelMap,
     pub(crate) op: Op,
     pub(crate) x: Rows<'a, T>,
@@ -111,15 +115,22 @@ pub struct PanelProduct<'a, T> {
 /// `Y (+)= X Bᵀ` (forward) or `Y (+)= X B` (transposed), `B` the block diagonal matrix of `map.blocks` blocks that start
 /// at row `first` of `source`. Panics when the operands do not fit.
 pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_, T>) {
-    let PanelProduct { first, map, op, x, mut y, update, policy } = product;
+    let PanelProduct { first, packing, map, op, x, mut y, update, policy } = product;
     let (row_features, col_features) = (map.blocks * map.rows, map.blocks * map.cols);
     let (outputs, inputs) = op.order(row_features, col_features);
     assert!(source.cols() == map.cols && first + row_features <= source.rows());
     assert!(x.rows() == y.rows() && x.cols() == inputs && y.cols() == outputs);
+    if let Some(packing) = packing {
+        // Panels are used whole, and along their steps inputs are read as they lie.
+        let fits = packing.rows == map.rows && packing.cols == map.cols && first.is_multiple_of(map.rows);
+        assert!(fits && (packing.lanes == Lanes::Rows || map.rows_contiguous()));
+    }
     let work = map.blocks.saturating_mul(map.rows).saturating_mul(map.cols).saturating_mul(x.rows());
     let job = Job {
         source,
         first,
+        first_block: if packing.is_some() { first / map.rows } else { 0 },
+        packing,
         map,
         op,
         x,
@@ -150,14 +161,7 @@ fn split<T: Scalar, W: Source>(job: Job<'_, T, W>, tasks: usize, policy: Policy)
     };
     match at {
         None if right.x.rows() < PACKED_BATCH => T::dispatch(policy.level, right),
-        // SAFETY: `multiply` has checked that source, x and y fit the map, and the splits stay inside it.
-        None => unsafe {
-            if right.op == Op::Forward && right.map.cols > SHORT {
-                tiles::multiply(&right, policy.level);
-            } else {
-                columns::multiply(&right, policy.level);
-            }
-        },
+        None => T::dispatch(policy.level, Batches(&right)),
         Some(()) => {
             let half = tasks / 2;
             super::team::join(|| split(left, tasks - half, policy), || split(right, half, policy));
@@ -171,6 +175,9 @@ impl<T: Scalar, W: Source> Kernel<T> for Job<'_, T, W> {
     fn run<S: Simd<T>>(self, simd: S) {
         // SAFETY: `multiply` has checked that source, x and y fit the map, and `split` keeps blocks and outputs inside it.
         unsafe {
+            if let Some(packing) = self.packing {
+                return panels::multiply(simd, &self, packing);
+            }
             match self.op {
                 Op::Forward => small::forward(simd, &self),
                 Op::Transpose => small::transpose(simd, &self),
@@ -253,7 +260,11 @@ mod tests {
         let (outputs, inputs) = op.order(blocks * rows, blocks * cols);
         let (x_stride, y_stride) = (inputs + 3, outputs + 5);
         let x: Vec<T> = (0..batch * x_stride).map(|i| T::narrow(number(i + 99))).collect();
-        for update in [Update::Overwrite, Update::Accumulate] {
+        let packed = [Op::Forward, Op::Transpose].map(|op| factor.clone().packed(op, blocks));
+        for (factor, update) in std::iter::once(&factor)
+            .chain(packed.iter().filter(|p| p.serves(&map)))
+            .flat_map(|f| [(f, Update::Overwrite), (f, Update::Accumulate)])
+        {
             let before = if update == Update::Overwrite { f64::NAN } else { 2.0 };
             let mut y = vec![T::narrow(before); batch * y_stride];
             let (xs, ys) =

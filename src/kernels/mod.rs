@@ -4,12 +4,14 @@
 //! `level.rs` enters the code compiled for a level. Public functions here are safe and check their arguments.
 
 mod aligned;
-mod columns;
+mod batches;
 mod fft;
 mod file_map;
 mod gemm;
 mod level;
 mod mix;
+mod packing;
+mod panels;
 
 pub mod roofline;
 pub(crate) mod simd;
@@ -17,7 +19,6 @@ mod small;
 pub(crate) mod source;
 mod sparse;
 mod team;
-mod tiles;
 mod view;
 
 pub use aligned::AlignedVec;
@@ -35,7 +36,7 @@ pub(crate) use level::run;
 #[doc(hidden)]
 pub use mix::Mix;
 pub(crate) use mix::mix;
-pub(crate) use source::Source;
+pub(crate) use packing::{Lanes, Packing, SLACK};
 #[doc(hidden)]
 pub use sparse::{Csr, SparseProduct};
 pub(crate) use sparse::{multiply_sparse, sparse_scratch_len};

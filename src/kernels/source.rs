@@ -6,8 +6,29 @@ use crate::storage::GROUP;
 use half::{bf16, f16};
 use std::any::TypeId;
 
+/// Numbers in some storage, wherever rows begin: how panels are read.
+pub(crate) trait Stored: Copy {
+    /// Whether numbers are codes times scales.
+    const SCALED: bool;
+
+    /// `LANES` stored numbers from number `at` on, without their scales, wherever rows begin. Panels of packed sources are read so.
+    ///
+    /// # Safety
+    /// `at + LANES` is at most the length of the data; `at` is even where two codes share a byte.
+    unsafe fn codes<T: Scalar, S: Simd<T>>(&self, simd: S, at: usize) -> S::V;
+
+    /// `LANES` scales from scale `at` on; ones where there are none.
+    ///
+    /// # Safety
+    /// `at + LANES` is at most the number of scales, where there are any.
+    unsafe fn scales<T: Scalar, S: Simd<T>>(&self, simd: S, at: usize) -> S::V;
+
+    /// Where number `at` lies, as a hint.
+    fn stream_address(&self, at: usize) -> *const u8;
+}
+
 /// A row-major `rows x cols` matrix in some storage.
-pub(crate) trait Source: Copy + Send + Sync {
+pub(crate) trait Source: Stored + Send + Sync {
     /// Number of rows.
     fn rows(&self) -> usize;
     /// Number of columns.
@@ -69,6 +90,29 @@ macro_rules! plain {
             pub(crate) fn new(data: &'a [$t], rows: usize, cols: usize) -> Self {
                 assert_eq!(data.len(), rows * cols);
                 Self { data, rows, cols }
+            }
+
+            /// The numbers of a `rows x cols` matrix in panels, and what may be read beyond them.
+            pub(crate) fn packed(data: &'a [$t], rows: usize, cols: usize) -> Self {
+                Self { data, rows, cols }
+            }
+        }
+
+        impl Stored for $name<'_> {
+            const SCALED: bool = false;
+            #[inline(always)]
+            unsafe fn codes<T: Scalar, S: Simd<T>>(&self, simd: S, at: usize) -> S::V {
+                debug_assert!(at + S::LANES <= self.data.len());
+                // SAFETY: the caller's.
+                unsafe { simd.$load(self.data.as_ptr().add(at)) }
+            }
+            #[inline(always)]
+            unsafe fn scales<T: Scalar, S: Simd<T>>(&self, simd: S, _: usize) -> S::V {
+                simd.splat(T::one())
+            }
+            #[inline(always)]
+            fn stream_address(&self, at: usize) -> *const u8 {
+                self.data.as_ptr().wrapping_add(at).cast()
             }
         }
 
@@ -137,9 +181,34 @@ macro_rules! grouped {
                 Self { codes, scales, rows, cols }
             }
 
+            /// The codes and scales of a `rows x cols` matrix in panels, and what may be read beyond them.
+            pub(crate) fn packed(codes: &'a [$t], scales: &'a [bf16], rows: usize, cols: usize) -> Self {
+                Self { codes, scales, rows, cols }
+            }
+
             #[inline(always)]
             fn scale_index(&self, row: usize, col: usize) -> usize {
                 row * self.cols.div_ceil(GROUP) + col / GROUP
+            }
+        }
+
+        impl Stored for $name<'_> {
+            const SCALED: bool = true;
+            #[inline(always)]
+            unsafe fn codes<T: Scalar, S: Simd<T>>(&self, simd: S, at: usize) -> S::V {
+                debug_assert!($row_len(at + S::LANES) <= self.codes.len());
+                // SAFETY: the caller's.
+                unsafe { simd.$load(self.codes.as_ptr().add($offset(at))) }
+            }
+            #[inline(always)]
+            unsafe fn scales<T: Scalar, S: Simd<T>>(&self, simd: S, at: usize) -> S::V {
+                debug_assert!(at + S::LANES <= self.scales.len());
+                // SAFETY: the caller's.
+                unsafe { simd.load_bf16(self.scales.as_ptr().add(at)) }
+            }
+            #[inline(always)]
+            fn stream_address(&self, at: usize) -> *const u8 {
+                self.codes.as_ptr().wrapping_add($offset(at)).cast()
             }
         }
 

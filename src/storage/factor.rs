@@ -4,12 +4,14 @@ use super::{GROUP, Storage, quantize};
 use crate::error::{Error, Result};
 use crate::exec::Policy;
 use crate::kernels::{
-    self, AlignedVec, Mix, PanelMap, PanelProduct, RowScaling, Rows, RowsMut, Source, SparseProduct,
+    self, AlignedVec, Lanes, Mix, Packing, PanelMap, PanelProduct, RowScaling, Rows, RowsMut, SLACK,
+    SparseProduct,
 };
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
 use half::{bf16, f16};
 use ndarray::{Array2, Array3, ArrayRef2, Axis};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// `blocks` dense matrices of `rows x cols`, row-major one after the other, in one [`Storage`].
@@ -21,6 +23,8 @@ pub struct Factor {
     rows: usize,
     cols: usize,
     data: Data,
+    /// How the numbers lie; row after row where there is none.
+    packing: Option<Packing>,
 }
 
 /// The numbers of a [`Factor`]. Integer codes come with scales of `blocks * rows x ceil(cols / GROUP)`.
@@ -36,35 +40,73 @@ pub enum Data {
     Int4 { codes: AlignedVec<u8>, scales: AlignedVec<bf16> },
 }
 
+/// Where the numbers of a factor lie.
+#[derive(Clone, Copy)]
+struct Layout {
+    packing: Option<Packing>,
+    rows: usize,
+    cols: usize,
+    /// Two numbers share a byte.
+    paired: bool,
+}
+
+impl Layout {
+    /// Numbers from one row to the next, where rows lie one after the other.
+    fn stride(&self) -> usize {
+        if self.paired { self.cols.next_multiple_of(2) } else { self.cols }
+    }
+
+    #[inline]
+    fn index(&self, row: usize, col: usize) -> usize {
+        self.packing.map_or(row * self.stride() + col, |packing| packing.index(row, col))
+    }
+
+    #[inline]
+    fn scale_index(&self, row: usize, col: usize) -> usize {
+        let rows = row * self.cols.div_ceil(GROUP) + col / GROUP;
+        self.packing.map_or(rows, |packing| packing.scale_index(row, col))
+    }
+
+    /// Numbers, with what may be read beyond the last one.
+    fn len(&self) -> usize {
+        self.packing.map_or(self.rows * self.stride(), |packing| packing.len() + SLACK)
+    }
+
+    /// Scales, likewise.
+    fn scales_len(&self) -> usize {
+        self.packing.map_or(self.rows * self.cols.div_ceil(GROUP), |packing| packing.scales_len() + SLACK)
+    }
+}
+
 /// Runs `$body` with `$source` bound to the concrete kernel source of the data.
 macro_rules! with_source {
     ($factor:expr, $source:ident => $body:expr) => {{
         let (rows, cols) = ($factor.blocks * $factor.rows, $factor.cols);
+        macro_rules! plain {
+            ($name:ident, $v:expr) => {{
+                let $source = match $factor.packing {
+                    None => kernels::source::$name::new($v, rows, cols),
+                    Some(_) => kernels::source::$name::packed($v, rows, cols),
+                };
+                $body
+            }};
+        }
+        macro_rules! grouped {
+            ($name:ident, $codes:expr, $scales:expr) => {{
+                let $source = match $factor.packing {
+                    None => kernels::source::$name::new($codes, $scales, rows, cols),
+                    Some(_) => kernels::source::$name::packed($codes, $scales, rows, cols),
+                };
+                $body
+            }};
+        }
         match &$factor.data {
-            Data::F64(v) => {
-                let $source = kernels::source::F64::new(v, rows, cols);
-                $body
-            }
-            Data::F32(v) => {
-                let $source = kernels::source::F32::new(v, rows, cols);
-                $body
-            }
-            Data::Bf16(v) => {
-                let $source = kernels::source::Bf16::new(v, rows, cols);
-                $body
-            }
-            Data::F16(v) => {
-                let $source = kernels::source::F16::new(v, rows, cols);
-                $body
-            }
-            Data::Int8 { codes, scales } => {
-                let $source = kernels::source::Int8::new(codes, scales, rows, cols);
-                $body
-            }
-            Data::Int4 { codes, scales } => {
-                let $source = kernels::source::Int4::new(codes, scales, rows, cols);
-                $body
-            }
+            Data::F64(v) => plain!(F64, v),
+            Data::F32(v) => plain!(F32, v),
+            Data::Bf16(v) => plain!(Bf16, v),
+            Data::F16(v) => plain!(F16, v),
+            Data::Int8 { codes, scales } => grouped!(Int8, codes, scales),
+            Data::Int4 { codes, scales } => grouped!(Int4, codes, scales),
         }
     }};
 }
@@ -98,7 +140,7 @@ impl Factor {
                 Data::Int4 { codes, scales }
             }
         };
-        Self { blocks, rows, cols, data }
+        Self { blocks, rows, cols, data, packing: None }
     }
 
     /// One matrix. `f32` arrays are kept exactly by [`Storage::F32`], `f64` arrays by [`Storage::F64`].
@@ -146,7 +188,7 @@ impl Factor {
         if !finite || scales.is_some_and(|scales| scales.iter().any(|v| !v.is_finite())) {
             return Err(bad("a stored number is NaN or infinite".to_owned()));
         }
-        Ok(Self { blocks, rows, cols, data })
+        Ok(Self { blocks, rows, cols, data, packing: None })
     }
 
     /// `(blocks, rows, cols)`.
@@ -192,15 +234,130 @@ impl Factor {
         }
     }
 
-    /// The numbers as stored.
+    /// The numbers as they lie in memory: row after row for a factor that came from numbers or [`to_rows`](Self::to_rows).
     pub fn data(&self) -> &Data {
         &self.data
+    }
+
+    /// The same factor laid out for its products in direction `op`, its rows cut into `blocks` blocks: the weights of one product
+    /// are one stream. Small factors stay as they are. Products in the other direction work too, at batches below four about half as fast from cache.
+    pub(crate) fn packed(self, op: Op, blocks: usize) -> Self {
+        let rows = self.blocks * self.rows;
+        if blocks == 0 || !rows.is_multiple_of(blocks) {
+            return self;
+        }
+        let (scaled, paired) = match self.storage() {
+            Storage::Int8 => (true, false),
+            Storage::Int4 => (true, true),
+            _ => (false, false),
+        };
+        let lanes = op.order(Lanes::Rows, Lanes::Cols).0;
+        let packing = Packing::new((blocks, rows / blocks, self.cols), lanes, scaled, paired);
+        match self.laid_out(packing) {
+            Cow::Borrowed(_) => self,
+            Cow::Owned(packed) => packed,
+        }
+    }
+
+    /// [`packed`](Self::packed) for forward products with its own blocks.
+    pub(crate) fn packed_forward(self) -> Self {
+        let blocks = self.blocks;
+        self.packed(Op::Forward, blocks)
+    }
+
+    /// The same factor with its numbers row after row, as files hold them.
+    pub fn to_rows(&self) -> Cow<'_, Self> {
+        self.laid_out(None)
+    }
+
+    /// [`to_rows`](Self::to_rows) without a copy where that is so already.
+    pub(crate) fn into_rows(self) -> Self {
+        if self.packing.is_none() { self } else { self.to_rows().into_owned() }
+    }
+
+    /// Whether the layout serves products over `map`.
+    #[cfg(test)]
+    pub(crate) fn serves(&self, map: &PanelMap) -> bool {
+        self.packing.is_none_or(|packing| packing.lanes == Lanes::Rows || map.rows_contiguous())
+    }
+
+    fn laid_out(&self, packing: Option<Packing>) -> Cow<'_, Self> {
+        if packing == self.packing {
+            return Cow::Borrowed(self);
+        }
+        let target = Layout { packing, ..self.layout() };
+        let data = match &self.data {
+            Data::F64(v) => Data::F64(self.moved(v, target)),
+            Data::F32(v) => Data::F32(self.moved(v, target)),
+            Data::Bf16(v) => Data::Bf16(self.moved(v, target)),
+            Data::F16(v) => Data::F16(self.moved(v, target)),
+            Data::Int8 { codes, scales } => {
+                Data::Int8 { codes: self.moved(codes, target), scales: self.moved_scales(scales, target) }
+            }
+            Data::Int4 { codes, scales } => {
+                let from = self.layout();
+                // Codes beyond the numbers stand for zero.
+                let mut to = AlignedVec::from_fn(target.len().div_ceil(2), |_| 0x88u8);
+                for row in 0..self.blocks * self.rows {
+                    for col in 0..self.cols {
+                        let (i, j) = (from.index(row, col), target.index(row, col));
+                        let (code, shift) = (codes[i / 2] >> (4 * (i % 2)) & 0xf, 4 * (j % 2));
+                        to[j / 2] = to[j / 2] & !(0xf << shift) | code << shift;
+                    }
+                }
+                Data::Int4 { codes: to, scales: self.moved_scales(scales, target) }
+            }
+        };
+        Cow::Owned(Self { data, packing, ..*self })
+    }
+
+    fn layout(&self) -> Layout {
+        let paired = self.storage() == Storage::Int4;
+        Layout { packing: self.packing, rows: self.blocks * self.rows, cols: self.cols, paired }
+    }
+
+    fn moved<E: bytemuck::Pod>(&self, numbers: &[E], target: Layout) -> AlignedVec<E> {
+        let (from, mut to) = (self.layout(), AlignedVec::zeroed(target.len()));
+        for row in 0..from.rows {
+            for col in 0..from.cols {
+                to[target.index(row, col)] = numbers[from.index(row, col)];
+            }
+        }
+        to
+    }
+
+    fn moved_scales(&self, scales: &[bf16], target: Layout) -> AlignedVec<bf16> {
+        let (from, mut to) = (self.layout(), AlignedVec::zeroed(target.scales_len()));
+        for row in 0..from.rows {
+            for col in (0..from.cols).step_by(GROUP) {
+                to[target.scale_index(row, col)] = scales[from.scale_index(row, col)];
+            }
+        }
+        to
+    }
+
+    /// The number at a row of the blocks one below the other.
+    fn value(&self, row: usize, col: usize) -> f64 {
+        let layout = self.layout();
+        let at = layout.index(row, col);
+        // Rounded as the vectors round it: both factors are exact in f32, so is nearly every product.
+        let scaled = |code: i8, scales: &[bf16]| {
+            f64::from(f32::from(code) * scales[layout.scale_index(row, col)].to_f32())
+        };
+        match &self.data {
+            Data::F64(v) => v[at],
+            Data::F32(v) => f64::from(v[at]),
+            Data::Bf16(v) => v[at].to_f64(),
+            Data::F16(v) => v[at].to_f64(),
+            Data::Int8 { codes, scales } => scaled(codes[at], scales),
+            Data::Int4 { codes, scales } => scaled((codes[at / 2] >> (4 * (at % 2)) & 0xf) as i8 - 8, scales),
+        }
     }
 
     /// The number at `(block, row, col)`, decoded. Panics when out of range.
     pub fn get(&self, block: usize, row: usize, col: usize) -> f64 {
         assert!(block < self.blocks && row < self.rows && col < self.cols);
-        with_source!(self, source => source.get(block * self.rows + row, col))
+        self.value(block * self.rows + row, col)
     }
 
     /// Matrix `block`, decoded.
@@ -221,11 +378,9 @@ impl Factor {
     pub fn decode_row<T: Scalar>(&self, block: usize, row: usize, from: usize, out: &mut [T]) {
         assert!(block < self.blocks && row < self.rows && from + out.len() <= self.cols);
         let row = block * self.rows + row;
-        with_source!(self, source => {
-            for (j, value) in out.iter_mut().enumerate() {
-                *value = T::narrow(source.get(row, from + j));
-            }
-        })
+        for (j, value) in out.iter_mut().enumerate() {
+            *value = T::narrow(self.value(row, from + j));
+        }
     }
 
     /// The same numbers in another storage; a copy when it is the same one.
@@ -263,7 +418,7 @@ impl Factor {
         assert!(block < self.blocks && range.start <= range.end && range.end <= self.rows);
         let first = block * self.rows + range.start;
         let map = PanelMap::contiguous(1, range.len(), self.cols);
-        T::panels(self, PanelProduct { first, map, op, x, y, update, policy });
+        T::panels(self, PanelProduct { first, packing: self.packing, map, op, x, y, update, policy });
     }
 
     /// All matrices of the stack at once, each on its own features, or all rows of the stack cut into another number of blocks. Inputs and
@@ -278,7 +433,7 @@ impl Factor {
         policy: Policy,
     ) {
         assert!(map.blocks * map.rows == self.blocks * self.rows && map.cols == self.cols);
-        T::panels(self, PanelProduct { first: 0, map, op, x, y, update, policy });
+        T::panels(self, PanelProduct { first: 0, packing: self.packing, map, op, x, y, update, policy });
     }
 
     /// `y (+)= a ∘ x` for the row `a = A[row, from..]` of matrix `block`, entry by entry.

@@ -63,7 +63,7 @@ impl ColumnSparse {
         kept: &[usize],
     ) -> Self {
         let kept = kept.iter().map(|&j| j as u32).collect();
-        Self { inputs, columns: Factor::from_matrix(storage, columns), kept }
+        Self { inputs, columns: Factor::from_matrix(storage, columns).packed_forward(), kept }
     }
 
     /// The kept inputs, ascending.
@@ -213,6 +213,6 @@ impl Family for ColumnSparse {
                 kept.len()
             )));
         }
-        Ok(Self { inputs: n, columns, kept })
+        Ok(Self { inputs: n, columns: columns.packed_forward(), kept })
     }
 }

@@ -38,7 +38,7 @@ impl Dense {
     pub fn new<T: Scalar>(w: &ArrayRef2<T>) -> Result<Self> {
         crate::projection::check_finite("weight", w)?;
         let storage = if size_of::<T>() == 4 { Storage::F32 } else { Storage::F64 };
-        Ok(Self { weight: Factor::from_matrix(storage, w) })
+        Ok(Self { weight: Factor::from_matrix(storage, w).packed_forward() })
     }
 
     /// From a factor of one block.
@@ -92,12 +92,12 @@ impl Family for Dense {
     }
 
     fn fit(w: &Array2<f64>, _: &DenseSpec, _: &Objective<'_>, run: &Run<'_>) -> Result<Fit<Self>> {
-        Ok(Fit::optimal(Self { weight: Factor::from_matrix(run.storage(), w) }))
+        Ok(Fit::optimal(Self { weight: Factor::from_matrix(run.storage(), w).packed_forward() }))
     }
 
     fn random((out, inp): (usize, usize), _: &DenseSpec, storage: Storage, seed: u64) -> Result<Self> {
         let w = Gaussian::new(seed).matrix(out, inp, (inp.max(1) as f64).powf(-0.5));
-        Ok(Self { weight: Factor::from_matrix(storage, &w) })
+        Ok(Self { weight: Factor::from_matrix(storage, &w).packed_forward() })
     }
 
     fn from_parts(mut parts: Parts<'static>) -> Result<Self> {
@@ -106,6 +106,6 @@ impl Family for Dense {
         if weight.shape() != (1, m, n) {
             return Err(parts.error(format!("weight is {:?}, expected {:?}", weight.shape(), (1, m, n))));
         }
-        Ok(Self { weight })
+        Ok(Self { weight: weight.packed_forward() })
     }
 }

@@ -121,8 +121,8 @@ impl Kronecker {
         let shape_b = (terms, modes.rows[1], n2);
         Self {
             shape,
-            a: Factor::from_fn(storage, shape_a, |k, i, j| a[[i * n1 + j, k]] * scale[k]),
-            b: Factor::from_fn(storage, shape_b, |k, i, j| right(k, i, j) / scale[k]),
+            a: Factor::from_fn(storage, shape_a, |k, i, j| a[[i * n1 + j, k]] * scale[k]).packed_forward(),
+            b: Factor::from_fn(storage, shape_b, |k, i, j| right(k, i, j) / scale[k]).packed_forward(),
         }
     }
 }
@@ -306,6 +306,6 @@ impl Family for Kronecker {
                 parts.error(format!("a {a:?}, b {b:?}: expected (k, m1, n1), (k, m2, n2) for {m} x {n}"))
             );
         }
-        Ok(Self { shape: (m, n), a, b })
+        Ok(Self { shape: (m, n), a: a.packed_forward(), b: b.packed_forward() })
     }
 }

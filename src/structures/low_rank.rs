@@ -88,7 +88,8 @@ impl LowRank {
 
     /// `U V` of arrays that fit.
     pub(crate) fn from_arrays(storage: Storage, u: &Array2<f64>, v: &Array2<f64>) -> Self {
-        Self { u: Factor::from_matrix(storage, u), s: None, v: Factor::from_matrix(storage, v) }
+        let (u, v) = (Factor::from_matrix(storage, u), Factor::from_matrix(storage, v));
+        Self { u: u.packed_forward(), s: None, v: v.packed_forward() }
     }
 
     /// The rank of the factors.
@@ -226,7 +227,12 @@ impl Family for LowRank {
             }
         };
         let (u, v) = (Factor::from_matrix(run.storage(), &u), Factor::from_matrix(run.storage(), &v));
-        Ok(Fit { matrix: Self { u, s, v }, guarantee, iterations, history: Vec::new() })
+        Ok(Fit {
+            matrix: Self { u: u.packed_forward(), s, v: v.packed_forward() },
+            guarantee,
+            iterations,
+            history: Vec::new(),
+        })
     }
 
     fn random((out, inp): (usize, usize), spec: &LowRankSpec, storage: Storage, seed: u64) -> Result<Self> {
@@ -256,6 +262,6 @@ impl Family for LowRank {
             return Err(parts
                 .error(format!("u {u:?}, s {s:?}, v {v:?}: expected (1, {m}, r), (1, 1, r), (1, r, {n})")));
         }
-        Ok(Self { u, s, v })
+        Ok(Self { u: u.packed_forward(), s: s.map(Factor::into_rows), v: v.packed_forward() })
     }
 }

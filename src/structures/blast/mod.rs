@@ -355,6 +355,8 @@ impl Family for Blast {
                 "u {u:?}, s {s:?}, v {v:?}: expected (1, {m}, r), (b1, b2, r) with b1 <= {m} and b2 <= {n}, (1, {n}, r)"
             )));
         }
-        Ok(Self { u, s, v })
+        // Blocks of one size are packed for the products that they take part in.
+        let (b1, b2, _) = s.shape();
+        Ok(Self { u: u.packed(Op::Forward, b1), s: s.into_rows(), v: v.packed(Op::Transpose, b2) })
     }
 }

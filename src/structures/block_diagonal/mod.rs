@@ -83,7 +83,7 @@ impl BlockDiagonal {
             check_permutation("rows", rows, m)?;
             check_permutation("cols", cols, n)?;
         }
-        Ok(Self { shape: (m, n), blocks, order })
+        Ok(Self { shape: (m, n), blocks: blocks.packed_forward(), order })
     }
 
     fn map(&self) -> PanelMap {

@@ -94,7 +94,7 @@ impl Butterfly {
     fn from_stages(found: &Stages, shape: (usize, usize), storage: Storage) -> Self {
         let side = 2 * found.block;
         let stages = found.stages.iter().map(|blocks| Factor::from_blocks(storage, (side, side), blocks));
-        Self { shape, stages: stages.collect() }
+        Self { shape, stages: stages.map(Factor::packed_forward).collect() }
     }
 }
 
@@ -234,6 +234,6 @@ impl Family for Butterfly {
             let shapes: Vec<_> = stages.iter().map(Factor::shape).collect();
             return Err(parts.error(format!("stages {shapes:?}: expected equal ones, (2^(L-1), 2b, 2b)")));
         }
-        Ok(Self { shape, stages })
+        Ok(Self { shape, stages: stages.into_iter().map(Factor::packed_forward).collect() })
     }
 }

@@ -247,5 +247,6 @@ fn build(
         false => (factor(&c), Some(factor(&link))),
     };
     let list = |list: &[usize]| list.iter().map(|&i| i as u32).collect();
-    Ok(Cur { c, u, r: factor(&r), rows: list(&choice.rows), cols: list(&choice.cols) })
+    let (u, r) = (u.map(Factor::packed_forward), factor(&r).packed_forward());
+    Ok(Cur { c: c.packed_forward(), u, r, rows: list(&choice.rows), cols: list(&choice.cols) })
 }

@@ -296,7 +296,8 @@ impl Family for Cur {
                 "c {c:?}, u {u:?}, r {r:?}, {rows} rows, {cols} columns: expected (1, {m}, k), (1, k, k), (1, k, {n}), k distinct"
             )));
         }
-        Ok(Self { c, u, r, rows, cols })
+        let u = u.map(Factor::packed_forward);
+        Ok(Self { c: c.packed_forward(), u, r: r.packed_forward(), rows, cols })
     }
 }
 

@@ -135,6 +135,7 @@ impl TensorTrain {
             Factor::from_fn(storage, (1, before * m, n * after), |_, ai, jb| {
                 core[[ai * n + jb / after, jb % after]]
             })
+            .packed_forward()
         });
         Self { shape, modes: train.modes.clone(), cores: cores.collect() }
     }
@@ -378,7 +379,7 @@ impl Family for TensorTrain {
                 return Err(parts.error(format!("core {k} is {shape:?}, expected (1, {}, {n} r)", rank * m)));
             }
             rank = next;
-            cores.push(core);
+            cores.push(core.packed_forward());
         }
         Ok(Self { shape, modes, cores })
     }

@@ -1,0 +1,383 @@
+//! Products of several batch rows: inputs are packed in groups of rows, and vectors of outputs meet them step by step.
+//!
+//! Packed weights are used where they lie. Others are decoded, a stretch of outputs at a time, into the order in which they are used.
+//! Nothing is summed over the lanes of a vector, and no lane is idle.
+
+// Tiles are arrays of constant size: with indices the compiler keeps them in registers.
+#![allow(clippy::needless_range_loop)]
+
+use super::gemm::Job;
+use super::level::Kernel;
+use super::packing::{Lanes, PANEL, Packing};
+use super::panels::{Inputs, Stream, put, tile};
+use super::simd::{Simd, prefetch, transpose};
+use super::source::{Source, Stored};
+use crate::matrix::{Op, Update};
+use crate::scalar::Scalar;
+use crate::storage::GROUP;
+use std::mem::MaybeUninit;
+
+/// Batch rows of a group: with two vectors of outputs, 16 sums that do not wait for each other.
+const ROWS: usize = 8;
+/// Batch rows packed at once.
+const BATCH: usize = 128;
+/// Steps packed at once, at most: a panel of them stays in the second-level cache.
+const DEPTH: usize = 512;
+/// Numbers of the batch packed at once: 128 KiB of `f32`.
+const PACKED: usize = BATCH * DEPTH / 2;
+/// Outputs of a block below which its inputs are used where they lie: packing them would cost as much as it gains.
+const REUSED: usize = 128;
+
+#[repr(align(64))]
+pub(super) struct Aligned<T, const N: usize>([MaybeUninit<T>; N]);
+
+impl<T, const N: usize> Aligned<T, N> {
+    pub(super) fn new() -> Self {
+        Self([const { MaybeUninit::uninit() }; N])
+    }
+    pub(super) fn pointer(&mut self) -> *mut T {
+        self.0.as_mut_ptr().cast()
+    }
+}
+
+/// The product of a job.
+pub(super) struct Batches<'a, 'j, T, W>(pub(super) &'a Job<'j, T, W>);
+
+impl<T: Scalar, W: Source> Kernel<T> for Batches<'_, '_, T, W> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, simd: S) {
+        let job = self.0;
+        let (map, forward) = (job.map, job.op == Op::Forward);
+        let depth = if forward { map.cols } else { map.rows };
+        let in_place = match job.packing {
+            Some(packing) if (packing.lanes == Lanes::Rows) == forward => {
+                job.source.plain::<T>().map(|_| packing)
+            }
+            _ => None,
+        };
+        let mut packed = Aligned::<T, PACKED>::new();
+        let mut decoded = Aligned::<T, { DEPTH * PANEL }>::new();
+        let (packed, decoded) = (packed.pointer(), decoded.pointer());
+        let contiguous = forward || map.rows_contiguous();
+        for first in (0..job.x.rows()).step_by(BATCH) {
+            let batch = BATCH.min(job.x.rows() - first);
+            let most = (PACKED / batch).min(DEPTH) / GROUP * GROUP;
+            for block in job.blocks.clone() {
+                // A depth of zero still makes one pass, so that overwriting writes.
+                for from in (0..depth.max(1)).step_by(most) {
+                    let len = most.min(depth - from);
+                    let pack = !contiguous || job.outputs.len() >= REUSED;
+                    // SAFETY: batch rows and features are in range by the loop bounds and the job's promise, and the packed
+                    // inputs have room for `batch` rows of `most` steps.
+                    let x = unsafe {
+                        if pack {
+                            pack_inputs(simd, job, block, first, batch, from, len, packed);
+                            None
+                        } else {
+                            let feature = if forward { block * map.cols } else { map.row_feature(block, 0) };
+                            Some(job.x.as_ptr().add(first * job.x.stride() + feature + from))
+                        }
+                    };
+                    let overwrite = from == 0 && job.update == Update::Overwrite;
+                    for start in job.outputs.clone().step_by(PANEL) {
+                        let outputs = PANEL.min(job.outputs.end - start);
+                        // SAFETY: as above; decoded weights have room for `DEPTH` steps of a panel.
+                        unsafe {
+                            match in_place {
+                                Some(packing) => {
+                                    let (at, width) = packing.panel(job.first_block + block, start);
+                                    let at = at + from * width;
+                                    let w = Stream { source: job.source, at, width, len, scale: 0 };
+                                    let far = width * depth * size_of::<T>();
+                                    run(simd, job, block, start, first, batch, x, packed, overwrite, w, far);
+                                }
+                                None => {
+                                    match job.packing {
+                                        Some(p) if (p.lanes == Lanes::Rows) == forward => {
+                                            decode_lanes(
+                                                simd, job, p, block, start, outputs, from, len, decoded,
+                                            );
+                                        }
+                                        Some(p) => {
+                                            decode_steps(
+                                                simd, job, p, block, start, outputs, from, len, decoded,
+                                            );
+                                        }
+                                        None => {
+                                            decode_rows(simd, job, block, start, outputs, from, len, decoded)
+                                        }
+                                    }
+                                    let source = Decoded(decoded.cast());
+                                    let w = Stream { source, at: 0, width: PANEL, len, scale: 0 };
+                                    run(simd, job, block, start, first, batch, x, packed, overwrite, w, 0);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Packs steps `from..from + len` of batch rows `first..first + batch`: group after group, for each step the rows of the group.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn pack_inputs<T: Scalar, S: Simd<T>, W: Source>(
+    simd: S,
+    job: &Job<'_, T, W>,
+    block: usize,
+    first: usize,
+    batch: usize,
+    from: usize,
+    len: usize,
+    packed: *mut T,
+) {
+    let (map, forward) = (job.map, job.op == Op::Forward);
+    let contiguous = forward || map.rows_contiguous();
+    let feature = |k: usize| if forward { block * map.cols + k } else { map.row_feature(block, k) };
+    // SAFETY: the caller's.
+    unsafe {
+        for group in (0..batch).step_by(ROWS) {
+            let rows = ROWS.min(batch - group);
+            let to = packed.add(group * len);
+            let x = job.x.as_ptr().add((first + group) * job.x.stride());
+            let mut k = 0;
+            if contiguous && rows == ROWS && S::LANES >= ROWS {
+                // Squares of vectors; of longer vectors the first rows are wanted.
+                while k + S::LANES <= len {
+                    let mut square = [simd.zero(); 16];
+                    for r in 0..ROWS {
+                        square[r] = simd.load(x.add(r * job.x.stride() + feature(from + k)));
+                    }
+                    let square = transpose(simd, square);
+                    for i in 0..S::LANES {
+                        if S::LANES == ROWS {
+                            simd.store(to.add((k + i) * ROWS), square[i]);
+                        } else {
+                            simd.store_part(to.add((k + i) * ROWS), square[i], ROWS);
+                        }
+                    }
+                    k += S::LANES;
+                }
+            }
+            for k in k..len {
+                let x = x.add(feature(from + k));
+                for r in 0..rows {
+                    *to.add(k * rows + r) = *x.add(r * job.x.stride());
+                }
+            }
+        }
+    }
+}
+
+/// All batch rows with the weights of one panel.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn run<T: Scalar, S: Simd<T>, W: Source, V: Stored>(
+    simd: S,
+    job: &Job<'_, T, W>,
+    block: usize,
+    lane: usize,
+    first: usize,
+    batch: usize,
+    x: Option<*const T>,
+    packed: *const T,
+    overwrite: bool,
+    w: Stream<V>,
+    far: usize,
+) {
+    let end = job.outputs.end.min(lane + PANEL);
+    // SAFETY: the caller's.
+    unsafe {
+        let mut from = 0;
+        while lane + from < end {
+            let part = Stream { at: w.at + from, ..w };
+            let wide = end - lane - from > S::LANES;
+            let mut row = 0;
+            while row < batch {
+                let group = row / ROWS * ROWS;
+                let inputs = match x {
+                    Some(x) => Inputs { first: x.add(row * job.x.stride()), row: job.x.stride(), step: 1 },
+                    None => {
+                        let step = ROWS.min(batch - group);
+                        Inputs { first: packed.add(group * w.len + row - group), row: 1, step }
+                    }
+                };
+                macro_rules! part {
+                    ($r:expr, $v:expr, $u:expr, $far:expr) => {{
+                        let sums = tile::<T, S, V, $r, $v, $u, $far>(simd, part, inputs, far);
+                        for r in 0..$r {
+                            put(simd, job, block, first + row + r, lane + from, end, &sums[r], overwrite);
+                        }
+                        row += $r;
+                    }};
+                }
+                // The first rows fetch the panel that comes next.
+                match group + ROWS.min(batch - group) - row {
+                    8.. if S::REGISTERS == 32 && wide && row == 0 && far > 0 => part!(8, 2, 1, true),
+                    8.. if S::REGISTERS == 32 && wide => part!(8, 2, 1, false),
+                    8.. if S::REGISTERS == 32 => part!(8, 1, 1, false),
+                    4.. if wide && row == 0 && far > 0 => part!(4, 2, 1, true),
+                    4.. if wide => part!(4, 2, 1, false),
+                    4.. => part!(4, 1, 2, false),
+                    2.. if wide => part!(2, 2, 2, false),
+                    2.. => part!(2, 1, 2, false),
+                    _ if wide => part!(1, 2, 4, false),
+                    _ => part!(1, 1, 4, false),
+                }
+            }
+            from += if wide { 2 * S::LANES } else { S::LANES };
+        }
+    }
+}
+
+/// Decodes a panel whose lanes are outputs.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn decode_lanes<T: Scalar, S: Simd<T>, W: Source>(
+    simd: S,
+    job: &Job<'_, T, W>,
+    packing: Packing,
+    block: usize,
+    start: usize,
+    outputs: usize,
+    from: usize,
+    len: usize,
+    decoded: *mut T,
+) {
+    let (at, width) = packing.panel(job.first_block + block, start);
+    let scale = packing.panel_scales(job.first_block + block, start) + from / GROUP * width;
+    let at = at + from * width;
+    // SAFETY: the caller's.
+    unsafe {
+        for lane in (0..outputs).step_by(S::LANES) {
+            for group in (0..len).step_by(GROUP) {
+                let scales = if W::SCALED {
+                    job.source.scales(simd, scale + group / GROUP * width + lane)
+                } else {
+                    simd.zero()
+                };
+                for k in group..len.min(group + GROUP) {
+                    let mut w = job.source.codes(simd, at + k * width + lane);
+                    if W::SCALED {
+                        w = simd.mul(w, scales);
+                    }
+                    simd.store(decoded.add(k * PANEL + lane), w);
+                }
+            }
+        }
+    }
+}
+
+/// Decodes the weights of outputs that are steps of panels: squares are turned.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn decode_steps<T: Scalar, S: Simd<T>, W: Source>(
+    simd: S,
+    job: &Job<'_, T, W>,
+    packing: Packing,
+    block: usize,
+    start: usize,
+    outputs: usize,
+    from: usize,
+    len: usize,
+    decoded: *mut T,
+) {
+    // SAFETY: the caller's; `from` is a multiple of PANEL, so that vectors of lanes lie in one panel.
+    unsafe {
+        for lane in (0..len).step_by(S::LANES) {
+            let first = (from + lane) / PANEL * PANEL;
+            let (at, width) = packing.panel(job.first_block + block, first);
+            let scale = packing.panel_scales(job.first_block + block, first);
+            let inside = from + lane - first;
+            for step in (0..outputs).step_by(S::LANES) {
+                let mut square = [simd.zero(); 16];
+                let scales = if W::SCALED {
+                    job.source.scales(simd, scale + (start + step) / GROUP * width + inside)
+                } else {
+                    simd.zero()
+                };
+                for i in 0..S::LANES.min(outputs - step) {
+                    let w = job.source.codes(simd, at + (start + step + i) * width + inside);
+                    square[i] = if W::SCALED { simd.mul(w, scales) } else { w };
+                }
+                let square = transpose(simd, square);
+                for i in 0..S::LANES.min(len - lane) {
+                    simd.store(decoded.add((lane + i) * PANEL + step), square[i]);
+                }
+            }
+        }
+    }
+}
+
+/// Decodes rows of weights: in their order where outputs are columns, turned where they are rows.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn decode_rows<T: Scalar, S: Simd<T>, W: Source>(
+    simd: S,
+    job: &Job<'_, T, W>,
+    block: usize,
+    start: usize,
+    outputs: usize,
+    from: usize,
+    len: usize,
+    decoded: *mut T,
+) {
+    let first = job.first + block * job.map.rows;
+    let source = job.source;
+    // `LANES` numbers of a row from `col` on, of which `left` are wanted.
+    let load = |row: usize, col: usize, left: usize| {
+        // SAFETY: rows and columns are inside the block; columns are multiples of LANES.
+        unsafe {
+            if left >= S::LANES { source.load(simd, row, col) } else { source.load_tail(simd, row, col) }
+        }
+    };
+    // SAFETY: the caller's.
+    unsafe {
+        if job.op == Op::Transpose {
+            for k in 0..len {
+                for o in (0..outputs).step_by(S::LANES) {
+                    prefetch(source.address(first + from + k + ROWS, start + o));
+                    let left = job.map.cols - start - o;
+                    simd.store(decoded.add(k * PANEL + o), load(first + from + k, start + o, left));
+                }
+            }
+            return;
+        }
+        for o in (0..outputs).step_by(S::LANES) {
+            for k in (0..len).step_by(S::LANES) {
+                let mut square = [simd.zero(); 16];
+                for i in 0..S::LANES.min(outputs - o) {
+                    square[i] = load(first + start + o + i, from + k, job.map.cols - from - k);
+                }
+                let square = transpose(simd, square);
+                for i in 0..S::LANES.min(len - k) {
+                    simd.store(decoded.add((k + i) * PANEL + o), square[i]);
+                }
+            }
+        }
+    }
+}
+
+/// Decoded weights: numbers of the compute type.
+#[derive(Clone, Copy)]
+struct Decoded(*const u8);
+
+impl Stored for Decoded {
+    const SCALED: bool = false;
+    #[inline(always)]
+    unsafe fn codes<T: Scalar, S: Simd<T>>(&self, simd: S, at: usize) -> S::V {
+        // SAFETY: the caller's; `Batches::run` makes it of numbers of its compute type.
+        unsafe { simd.load(self.0.cast::<T>().add(at)) }
+    }
+    #[inline(always)]
+    unsafe fn scales<T: Scalar, S: Simd<T>>(&self, simd: S, _: usize) -> S::V {
+        simd.splat(T::one())
+    }
+    #[inline(always)]
+    fn stream_address(&self, _: usize) -> *const u8 {
+        self.0
+    }
+}

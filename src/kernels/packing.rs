@@ -1,0 +1,108 @@
+//! Where the numbers of a stack of blocks lie when they are packed in panels.
+//!
+//! A panel holds [`PANEL`] *lanes* of a block (its rows, or its columns), the last one what is left of them. For each step along the other side, its *depth*, the numbers of all
+//! lanes lie side by side, so that a product reads one stream. Nothing is padded: vectors that reach beyond a narrow panel see the next
+//! step's numbers in lanes that are dropped, and [`SLACK`] numbers beyond the last one may be read.
+
+use crate::storage::GROUP;
+
+/// Lanes of a panel: a multiple of every vector length, and a group of scales.
+pub(crate) const PANEL: usize = 32;
+const _: () = assert!(PANEL == GROUP);
+
+/// Numbers that may be read beyond the last one: those of the widest vector.
+pub(crate) const SLACK: usize = 16;
+
+/// Fewest lanes worth a panel.
+const FEWEST: usize = 16;
+
+/// The side of a block that lies in the lanes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lanes {
+    Rows,
+    Cols,
+}
+
+/// How a stack of `blocks` matrices of `rows x cols` is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packing {
+    pub(crate) blocks: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) lanes: Lanes,
+    /// Two numbers share a byte, so that panels have an even number of lanes.
+    pub(crate) paired: bool,
+}
+
+impl Packing {
+    /// `None` where panels would be narrow, or scales would lie along the lanes.
+    pub(crate) fn new(
+        (blocks, rows, cols): (usize, usize, usize),
+        lanes: Lanes,
+        scaled: bool,
+        paired: bool,
+    ) -> Option<Self> {
+        let packing = Self { blocks, rows, cols, lanes, paired };
+        let worth = packing.n_lanes() >= FEWEST && packing.depth() > 0 && blocks > 0;
+        (worth && !(scaled && lanes == Lanes::Cols)).then_some(packing)
+    }
+
+    /// Lanes of a block.
+    #[inline(always)]
+    pub(crate) fn n_lanes(&self) -> usize {
+        if self.lanes == Lanes::Rows { self.rows } else { self.cols }
+    }
+
+    /// Steps of a panel.
+    #[inline(always)]
+    pub(crate) fn depth(&self) -> usize {
+        if self.lanes == Lanes::Rows { self.cols } else { self.rows }
+    }
+
+    /// Lanes of a block, with the one that completes a pair.
+    #[inline(always)]
+    fn stored(&self) -> usize {
+        self.n_lanes() + usize::from(self.paired && !self.n_lanes().is_multiple_of(2))
+    }
+
+    /// First number of the panel that starts at `lane`, and its width.
+    #[inline(always)]
+    pub(crate) fn panel(&self, block: usize, lane: usize) -> (usize, usize) {
+        let stored = self.stored();
+        ((block * stored + lane) * self.depth(), PANEL.min(stored - lane))
+    }
+
+    /// First scale of the panel that starts at `lane`; each group of steps has one per lane.
+    #[inline(always)]
+    pub(crate) fn panel_scales(&self, block: usize, lane: usize) -> usize {
+        (block * self.stored() + lane) * self.depth().div_ceil(GROUP)
+    }
+
+    /// Numbers, without the slack.
+    pub(crate) fn len(&self) -> usize {
+        self.blocks * self.stored() * self.depth()
+    }
+
+    /// Scales, without the slack.
+    pub(crate) fn scales_len(&self) -> usize {
+        self.blocks * self.stored() * self.depth().div_ceil(GROUP)
+    }
+
+    /// Where the number at `(row, col)` of the blocks one below the other lies.
+    #[inline(always)]
+    pub(crate) fn index(&self, row: usize, col: usize) -> usize {
+        let (block, row) = (row / self.rows, row % self.rows);
+        let (lane, step) = if self.lanes == Lanes::Rows { (row, col) } else { (col, row) };
+        let (first, width) = self.panel(block, lane / PANEL * PANEL);
+        first + step * width + lane % PANEL
+    }
+
+    /// Where its scale lies.
+    #[inline(always)]
+    pub(crate) fn scale_index(&self, row: usize, col: usize) -> usize {
+        let (block, row) = (row / self.rows, row % self.rows);
+        let first = row / PANEL * PANEL;
+        let (_, width) = self.panel(block, first);
+        self.panel_scales(block, first) + col / GROUP * width + row % PANEL
+    }
+}
