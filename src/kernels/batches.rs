@@ -6,8 +6,8 @@
 // Tiles are arrays of constant size: with indices the compiler keeps them in registers.
 #![allow(clippy::needless_range_loop)]
 
-use super::gemm::Job;
-use super::level::Kernel;
+use super::gemm::{Io, Job};
+use super::level::{Kernel, Level};
 use super::packing::{Lanes, PANEL, Packing};
 use super::panels::{Inputs, Stream, put, tile};
 use super::simd::{Simd, prefetch, transpose};
@@ -41,7 +41,7 @@ impl<T, const N: usize> Aligned<T, N> {
 }
 
 /// The product of a job.
-pub(super) struct Batches<'a, 'j, T, W>(pub(super) &'a Job<'j, T, W>);
+pub(super) struct Batches<'a, 'j, T, W>(pub(super) &'a Job<'j, T, W>, pub(super) Level);
 
 impl<T: Scalar, W: Source> Kernel<T> for Batches<'_, '_, T, W> {
     type Output = ();
@@ -52,7 +52,7 @@ impl<T: Scalar, W: Source> Kernel<T> for Batches<'_, '_, T, W> {
         let depth = if forward { map.cols } else { map.rows };
         let in_place = match job.packing {
             Some(packing) if (packing.lanes == Lanes::Rows) == forward => {
-                job.source.plain::<T>().map(|_| packing)
+                job.source.plain::<T>().map(|numbers| (packing, numbers))
             }
             _ => None,
         };
@@ -72,7 +72,8 @@ impl<T: Scalar, W: Source> Kernel<T> for Batches<'_, '_, T, W> {
                     // inputs have room for `batch` rows of `most` steps.
                     let x = unsafe {
                         if pack {
-                            pack_inputs(simd, job, block, first, batch, from, len, packed);
+                            let io = &job.io;
+                            T::dispatch(self.1, Pack { io, block, first, batch, from, len, packed });
                             None
                         } else {
                             let feature = if forward { block * map.cols } else { map.row_feature(block, 0) };
@@ -83,37 +84,33 @@ impl<T: Scalar, W: Source> Kernel<T> for Batches<'_, '_, T, W> {
                     for start in job.outputs.clone().step_by(PANEL) {
                         let outputs = PANEL.min(job.outputs.end - start);
                         // SAFETY: as above; decoded weights have room for `DEPTH` steps of a panel.
-                        unsafe {
-                            match in_place {
-                                Some(packing) => {
+                        let (weights, width, far) = unsafe {
+                            match (in_place, job.packing) {
+                                (Some((packing, numbers)), _) => {
                                     let (at, width) = packing.panel(job.first_block + block, start);
-                                    let at = at + from * width;
-                                    let w = Stream { source: job.source, at, width, len, scale: 0 };
-                                    let far = width * depth * size_of::<T>();
-                                    run(simd, job, block, start, first, batch, x, packed, overwrite, w, far);
+                                    (numbers.add(at + from * width), width, width * depth * size_of::<T>())
                                 }
-                                None => {
-                                    match job.packing {
-                                        Some(p) if (p.lanes == Lanes::Rows) == forward => {
-                                            decode_lanes(
-                                                simd, job, p, block, start, outputs, from, len, decoded,
-                                            );
-                                        }
-                                        Some(p) => {
-                                            decode_steps(
-                                                simd, job, p, block, start, outputs, from, len, decoded,
-                                            );
-                                        }
-                                        None => {
-                                            decode_rows(simd, job, block, start, outputs, from, len, decoded)
-                                        }
+                                (None, Some(p)) => {
+                                    if (p.lanes == Lanes::Rows) == forward {
+                                        decode_lanes(simd, job, p, block, start, outputs, from, len, decoded);
+                                    } else {
+                                        decode_steps(simd, job, p, block, start, outputs, from, len, decoded);
                                     }
-                                    let source = Decoded(decoded.cast());
-                                    let w = Stream { source, at: 0, width: PANEL, len, scale: 0 };
-                                    run(simd, job, block, start, first, batch, x, packed, overwrite, w, 0);
+                                    (decoded.cast_const(), PANEL, 0)
+                                }
+                                (None, None) => {
+                                    decode_rows(simd, job, block, start, outputs, from, len, decoded);
+                                    (decoded.cast_const(), PANEL, 0)
                                 }
                             }
-                        }
+                        };
+                        let w = Stream { source: Numbers(weights), at: 0, width, len, scale: 0 };
+                        let end = start + outputs;
+                        let io = &job.io;
+                        T::dispatch(
+                            self.1,
+                            Run { io, block, lane: start, end, first, batch, x, packed, overwrite, w, far },
+                        );
                     }
                 }
             }
@@ -122,113 +119,123 @@ impl<T: Scalar, W: Source> Kernel<T> for Batches<'_, '_, T, W> {
 }
 
 /// Packs steps `from..from + len` of batch rows `first..first + batch`: group after group, for each step the rows of the group.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn pack_inputs<T: Scalar, S: Simd<T>, W: Source>(
-    simd: S,
-    job: &Job<'_, T, W>,
+struct Pack<'a, 'j, T> {
+    io: &'a Io<'j, T>,
     block: usize,
     first: usize,
     batch: usize,
     from: usize,
     len: usize,
     packed: *mut T,
-) {
-    let (map, forward) = (job.map, job.op == Op::Forward);
-    let contiguous = forward || map.rows_contiguous();
-    let feature = |k: usize| if forward { block * map.cols + k } else { map.row_feature(block, k) };
-    // SAFETY: the caller's.
-    unsafe {
-        for group in (0..batch).step_by(ROWS) {
-            let rows = ROWS.min(batch - group);
-            let to = packed.add(group * len);
-            let x = job.x.as_ptr().add((first + group) * job.x.stride());
-            let mut k = 0;
-            if contiguous && rows == ROWS && S::LANES >= ROWS {
-                // Squares of vectors; of longer vectors the first rows are wanted.
-                while k + S::LANES <= len {
-                    let mut square = [simd.zero(); 16];
-                    for r in 0..ROWS {
-                        square[r] = simd.load(x.add(r * job.x.stride() + feature(from + k)));
-                    }
-                    let square = transpose(simd, square);
-                    for i in 0..S::LANES {
-                        if S::LANES == ROWS {
-                            simd.store(to.add((k + i) * ROWS), square[i]);
-                        } else {
-                            simd.store_part(to.add((k + i) * ROWS), square[i], ROWS);
+}
+
+impl<T: Scalar> Kernel<T> for Pack<'_, '_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, simd: S) {
+        let Self { io, block, first, batch, from, len, packed } = self;
+        let (map, forward) = (io.map, io.op == Op::Forward);
+        let contiguous = forward || map.rows_contiguous();
+        let feature = |k: usize| if forward { block * map.cols + k } else { map.row_feature(block, k) };
+        // SAFETY: the caller's.
+        unsafe {
+            for group in (0..batch).step_by(ROWS) {
+                let rows = ROWS.min(batch - group);
+                let to = packed.add(group * len);
+                let x = io.x.as_ptr().add((first + group) * io.x.stride());
+                let mut k = 0;
+                if contiguous && rows == ROWS && S::LANES >= ROWS {
+                    // Squares of vectors; of longer vectors the first rows are wanted.
+                    while k + S::LANES <= len {
+                        let mut square = [simd.zero(); 16];
+                        for r in 0..ROWS {
+                            square[r] = simd.load(x.add(r * io.x.stride() + feature(from + k)));
                         }
+                        let square = transpose(simd, square);
+                        for i in 0..S::LANES {
+                            if S::LANES == ROWS {
+                                simd.store(to.add((k + i) * ROWS), square[i]);
+                            } else {
+                                simd.store_part(to.add((k + i) * ROWS), square[i], ROWS);
+                            }
+                        }
+                        k += S::LANES;
                     }
-                    k += S::LANES;
                 }
-            }
-            for k in k..len {
-                let x = x.add(feature(from + k));
-                for r in 0..rows {
-                    *to.add(k * rows + r) = *x.add(r * job.x.stride());
+                for k in k..len {
+                    let x = x.add(feature(from + k));
+                    for r in 0..rows {
+                        *to.add(k * rows + r) = *x.add(r * io.x.stride());
+                    }
                 }
             }
         }
     }
 }
 
-/// All batch rows with the weights of one panel.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn run<T: Scalar, S: Simd<T>, W: Source, V: Stored>(
-    simd: S,
-    job: &Job<'_, T, W>,
+/// All batch rows with the weights of one panel. Compiled once for all storages.
+struct Run<'a, 'j, T> {
+    io: &'a Io<'j, T>,
     block: usize,
     lane: usize,
+    end: usize,
     first: usize,
     batch: usize,
+    /// Inputs as they lie; packed ones where there are none.
     x: Option<*const T>,
     packed: *const T,
     overwrite: bool,
-    w: Stream<V>,
+    w: Stream<Numbers<T>>,
+    /// Bytes to the panel that comes next, where there is one.
     far: usize,
-) {
-    let end = job.outputs.end.min(lane + PANEL);
-    // SAFETY: the caller's.
-    unsafe {
-        let mut from = 0;
-        while lane + from < end {
-            let part = Stream { at: w.at + from, ..w };
-            let wide = end - lane - from > S::LANES;
-            let mut row = 0;
-            while row < batch {
-                let group = row / ROWS * ROWS;
-                let inputs = match x {
-                    Some(x) => Inputs { first: x.add(row * job.x.stride()), row: job.x.stride(), step: 1 },
-                    None => {
-                        let step = ROWS.min(batch - group);
-                        Inputs { first: packed.add(group * w.len + row - group), row: 1, step }
-                    }
-                };
-                macro_rules! part {
-                    ($r:expr, $v:expr, $u:expr, $far:expr) => {{
-                        let sums = tile::<T, S, V, $r, $v, $u, $far>(simd, part, inputs, far);
-                        for r in 0..$r {
-                            put(simd, job, block, first + row + r, lane + from, end, &sums[r], overwrite);
+}
+
+impl<T: Scalar> Kernel<T> for Run<'_, '_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, simd: S) {
+        let Self { io, block, lane, end, first, batch, x, packed, overwrite, w, far } = self;
+        // SAFETY: the caller's.
+        unsafe {
+            let mut from = 0;
+            while lane + from < end {
+                let part = Stream { at: w.at + from, ..w };
+                let wide = end - lane - from > S::LANES;
+                let mut row = 0;
+                while row < batch {
+                    let group = row / ROWS * ROWS;
+                    let inputs = match x {
+                        Some(x) => Inputs { first: x.add(row * io.x.stride()), row: io.x.stride(), step: 1 },
+                        None => {
+                            let step = ROWS.min(batch - group);
+                            Inputs { first: packed.add(group * w.len + row - group), row: 1, step }
                         }
-                        row += $r;
-                    }};
+                    };
+                    macro_rules! part {
+                        ($r:expr, $v:expr, $u:expr, $far:expr) => {{
+                            let sums = tile::<T, S, Numbers<T>, $r, $v, $u, $far>(simd, part, inputs, far);
+                            for r in 0..$r {
+                                put(simd, io, block, first + row + r, lane + from, end, &sums[r], overwrite);
+                            }
+                            row += $r;
+                        }};
+                    }
+                    // The first rows fetch the panel that comes next.
+                    match group + ROWS.min(batch - group) - row {
+                        8.. if S::REGISTERS == 32 && wide && row == 0 && far > 0 => part!(8, 2, 1, true),
+                        8.. if S::REGISTERS == 32 && wide => part!(8, 2, 1, false),
+                        8.. if S::REGISTERS == 32 => part!(8, 1, 1, false),
+                        4.. if wide && row == 0 && far > 0 => part!(4, 2, 1, true),
+                        4.. if wide => part!(4, 2, 1, false),
+                        4.. => part!(4, 1, 2, false),
+                        2.. if wide => part!(2, 2, 2, false),
+                        2.. => part!(2, 1, 2, false),
+                        _ if wide => part!(1, 2, 4, false),
+                        _ => part!(1, 1, 4, false),
+                    }
                 }
-                // The first rows fetch the panel that comes next.
-                match group + ROWS.min(batch - group) - row {
-                    8.. if S::REGISTERS == 32 && wide && row == 0 && far > 0 => part!(8, 2, 1, true),
-                    8.. if S::REGISTERS == 32 && wide => part!(8, 2, 1, false),
-                    8.. if S::REGISTERS == 32 => part!(8, 1, 1, false),
-                    4.. if wide && row == 0 && far > 0 => part!(4, 2, 1, true),
-                    4.. if wide => part!(4, 2, 1, false),
-                    4.. => part!(4, 1, 2, false),
-                    2.. if wide => part!(2, 2, 2, false),
-                    2.. => part!(2, 1, 2, false),
-                    _ if wide => part!(1, 2, 4, false),
-                    _ => part!(1, 1, 4, false),
-                }
+                from += if wide { 2 * S::LANES } else { S::LANES };
             }
-            from += if wide { 2 * S::LANES } else { S::LANES };
         }
     }
 }
@@ -361,23 +368,29 @@ unsafe fn decode_rows<T: Scalar, S: Simd<T>, W: Source>(
     }
 }
 
-/// Decoded weights: numbers of the compute type.
-#[derive(Clone, Copy)]
-struct Decoded(*const u8);
+/// Weights of the compute type, where they lie.
+struct Numbers<T>(*const T);
 
-impl Stored for Decoded {
+impl<T> Clone for Numbers<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Numbers<T> {}
+
+impl<N: Scalar> Stored for Numbers<N> {
     const SCALED: bool = false;
     #[inline(always)]
     unsafe fn codes<T: Scalar, S: Simd<T>>(&self, simd: S, at: usize) -> S::V {
-        // SAFETY: the caller's; `Batches::run` makes it of numbers of its compute type.
-        unsafe { simd.load(self.0.cast::<T>().add(at)) }
+        // SAFETY: the caller's; `Run` computes with the type of these numbers.
+        unsafe { simd.load(self.0.add(at).cast()) }
     }
     #[inline(always)]
     unsafe fn scales<T: Scalar, S: Simd<T>>(&self, simd: S, _: usize) -> S::V {
         simd.splat(T::one())
     }
     #[inline(always)]
-    fn stream_address(&self, _: usize) -> *const u8 {
-        self.0
+    fn stream_address(&self, at: usize) -> *const u8 {
+        self.0.wrapping_add(at).cast()
     }
 }

@@ -70,12 +70,36 @@ impl PanelMap {
 }
 
 /// A pointer that tasks share; each writes entries of its own.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Output<T>(pub(super) *mut T);
+impl<T> Clone for Output<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Output<T> {}
 // SAFETY: `multiply` gives each task its own blocks or its own outputs, which `PanelMap` maps to distinct entries.
 unsafe impl<T: Send> Send for Output<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for Output<T> {}
+
+/// What a task reads and writes beside its weights.
+#[derive(Debug)]
+pub(super) struct Io<'a, T> {
+    pub(super) map: PanelMap,
+    pub(super) op: Op,
+    pub(super) x: Rows<'a, T>,
+    pub(super) y: Output<T>,
+    pub(super) y_stride: usize,
+    pub(super) update: Update,
+}
+
+impl<T> Clone for Io<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Io<'_, T> {}
 
 /// One task: some blocks, or a range of outputs of one block.
 #[derive(Clone)]
@@ -86,15 +110,18 @@ pub(super) struct Job<'a, T, W> {
     /// First block of the stack in `source`, where it is packed.
     pub(super) first_block: usize,
     pub(super) packing: Option<Packing>,
-    pub(super) map: PanelMap,
-    pub(super) op: Op,
-    pub(super) x: Rows<'a, T>,
-    pub(super) y: Output<T>,
-    pub(super) y_stride: usize,
-    pub(super) update: Update,
+    pub(super) io: Io<'a, T>,
     pub(super) blocks: Range<usize>,
     /// Rows (forward) or columns (transposed) of each block to produce.
     pub(super) outputs: Range<usize>,
+}
+
+impl<'a, T, W> std::ops::Deref for Job<'a, T, W> {
+    type Target = Io<'a, T>;
+    #[inline(always)]
+    fn deref(&self) -> &Io<'a, T> {
+        &self.io
+    }
 }
 
 /// What to multiply with the panels of a source.
@@ -131,12 +158,7 @@ pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_
         first,
         first_block: if packing.is_some() { first / map.rows } else { 0 },
         packing,
-        map,
-        op,
-        x,
-        y_stride: y.stride(),
-        y: Output(y.as_mut_ptr()),
-        update,
+        io: Io { map, op, x, y_stride: y.stride(), y: Output(y.as_mut_ptr()), update },
         blocks: 0..map.blocks,
         outputs: 0..op.order(map.rows, map.cols).0,
     };
@@ -161,7 +183,7 @@ fn split<T: Scalar, W: Source>(job: Job<'_, T, W>, tasks: usize, policy: Policy)
     };
     match at {
         None if right.x.rows() < PACKED_BATCH => T::dispatch(policy.level, right),
-        None => T::dispatch(policy.level, Batches(&right)),
+        None => T::dispatch(policy.level, Batches(&right, policy.level)),
         Some(()) => {
             let half = tasks / 2;
             super::team::join(|| split(left, tasks - half, policy), || split(right, half, policy));
