@@ -160,20 +160,26 @@ def sparse_low_rank(cell, make):
 
 def kronecker(cell, make):
     (terms, m1, n1), (_, m2, n2) = cell["factors"]["a"], cell["factors"]["b"]
-    inputs, out = cell["in"], cell["out"]
-
-    def pad(x):
-        return F.pad(x, (0, n1 * n2 - inputs)) if n1 * n2 > inputs else x
-
-    def a_first(w, x):
-        x = pad(x).view(-1, 1, n1, n2)
-        return (torch.matmul(torch.matmul(w[0], x), w[1].transpose(1, 2))).sum(1).reshape(x.shape[0], -1)[:, :out]
+    out = cell["out"]
+    a, b = make(terms, m1, n1), make(terms, m2, n2)
+    # Two plain products: the terms lie side by side in the weights of the first and are summed by the second.
+    a_rows, a_cols = a.reshape(terms * m1, n1), a.permute(1, 0, 2).reshape(m1, terms * n1).contiguous()
+    b_rows, b_cols = b.reshape(terms * m2, n2), b.permute(1, 0, 2).reshape(m2, terms * n2).contiguous()
 
     def b_first(w, x):
-        x = pad(x).view(-1, 1, n1, n2)
-        return torch.matmul(w[0], torch.matmul(x, w[1].transpose(1, 2))).sum(1).reshape(x.shape[0], -1)[:, :out]
+        batch = x.shape[0]
+        z = F.linear(padded(x, n1 * n2).reshape(batch * n1, n2), w[2]).view(batch, n1, terms, m2)
+        z = F.linear(z.permute(0, 3, 2, 1).reshape(batch * m2, terms * n1), w[1])
+        return z.view(batch, m2, m1).transpose(1, 2).reshape(batch, m1 * m2)[:, :out]
 
-    return [make(terms, m1, n1), make(terms, m2, n2)], {"a first": a_first, "b first": b_first}
+    def a_first(w, x):
+        batch = x.shape[0]
+        x = padded(x, n1 * n2).view(batch, n1, n2).transpose(1, 2)
+        z = F.linear(x.reshape(batch * n2, n1), w[0]).view(batch, n2, terms, m1)
+        z = F.linear(z.permute(0, 3, 2, 1).reshape(batch * m1, terms * n2), w[3])
+        return z.view(batch, m1 * m2)[:, :out]
+
+    return [a_rows, a_cols, b_rows, b_cols], {"b first": b_first, "a first": a_first}
 
 
 FAMILIES = {
@@ -320,12 +326,11 @@ def main():
             if family not in wanted or cell["storage"] != "f32" or cell["regime"] == "call_overhead":
                 continue
             torch.set_num_threads(cell["threads"])
-            rows += measure(cell, args, layers)
-            print(
-                f"{cell['structure']} {cell['out']}x{cell['in']} batch {cell['batch']}, {cell['threads']} thread(s), {cell['regime']}: "
-                + ", ".join(f"{r['engine']} ({r['how']}) {1e6 * r['seconds']:.1f} us" for r in rows if r["params"] == cell["params"])[-300:],
-                file=sys.stderr,
-            )
+            found = measure(cell, args, layers)
+            rows += found
+            times = ", ".join(f"{r['engine']} ({r['how']}) {1e6 * r['seconds']:.1f} us" for r in found)
+            where = f"{cell['out']}x{cell['in']} batch {cell['batch']}, {cell['threads']} thread(s), {cell['regime']}"
+            print(f"{cell['structure']} {cell['ratio']:.4f}, {where}: {times}", file=sys.stderr)
     dense_best = {}
     for r in rows:
         if r["structure"].startswith("dense"):

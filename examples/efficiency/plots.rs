@@ -234,7 +234,7 @@ fn draw(picture: &Picture, text: &mut String) -> std::result::Result<(), Box<dyn
     let small = |h, v| (FONT, 13).into_font().color(&BLACK.mix(0.7)).pos(Pos::new(h, v));
     for (level, name) in &picture.levels {
         chart.draw_series([PathElement::new(vec![(low, *level), (high, *level)], line)])?;
-        chart.draw_series([Text::new(*name, (high / 1.01, *level), small(HPos::Right, VPos::Bottom))])?;
+        chart.draw_series([Text::new(*name, (low * 1.01, *level), small(HPos::Left, VPos::Bottom))])?;
     }
     for (mark, name) in &picture.marks {
         chart.draw_series([PathElement::new(vec![(*mark, bottom), (*mark, top)], line)])?;
