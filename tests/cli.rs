@@ -297,6 +297,42 @@ fn apply_multiplies_as_the_dense_formula() {
 }
 
 #[test]
+fn efficiency_reports_every_storage_and_draws() {
+    let setup = Setup::new();
+    let args = "--quick --shapes 64x48 --batch 1,4 --threads 1 --structures low_rank,sparse_low_rank --storage f32,int8 \
+        --json r.json --markdown r.md --plots plots --pareto model.safetensors --tensor mlp.up.weight";
+    let output = setup.run("efficiency", &args.split_whitespace().collect::<Vec<_>>());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let rows: Vec<serde_json::Value> =
+        serde_json::from_slice(&std::fs::read(setup.path("r.json")).unwrap()).unwrap();
+    let count = |structure: &str, storage: &str| {
+        rows.iter()
+            .filter(|r| {
+                r["structure"] == structure && r["storage"] == storage && r["out"] == 64 && r["in"] == 48
+            })
+            .count()
+    };
+    for (structure, storage) in [("low_rank", "f32"), ("low_rank", "int8"), ("sparse_low_rank", "int8")] {
+        assert_eq!(count(structure, storage), 2, "{structure} {storage}: one per batch");
+    }
+    assert_eq!(rows.iter().filter(|r| r["regime"] == "call_overhead").count(), 2);
+    for row in &rows {
+        for name in ["ratio", "params", "bytes", "flops", "batch", "threads", "baseline_seconds", "speedup"] {
+            assert!(row[name].is_number(), "{name} in {row}");
+        }
+        let seconds = |name: &str| row[name].as_f64().unwrap();
+        assert!(row["limit"] == "bytes" || row["limit"] == "flops");
+        assert!((seconds("efficiency") / (seconds("limit_seconds") / seconds("seconds")) - 1.0).abs() < 1e-9);
+    }
+    let pictures = std::fs::read_dir(setup.path("plots")).unwrap();
+    for path in pictures.map(|entry| entry.unwrap().path()) {
+        assert!(std::fs::read_to_string(&path).unwrap().trim_end().ends_with("</svg>"), "{}", path.display());
+    }
+    assert!(setup.path("plots/pareto.svg").exists());
+    assert!(setup.path("plots/speedup-64x48-batch4-threads1-warm-int8.svg").exists());
+}
+
+#[test]
 fn every_tool_has_help() {
     for name in ["compress", "apply", "efficiency", "swap_linear"] {
         let output = tool(name).arg("--help").output().unwrap();

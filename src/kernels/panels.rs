@@ -121,6 +121,7 @@ pub(super) unsafe fn tile<
 /// # Safety
 /// Batch row and lanes are inside y.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn put<T: Scalar, S: Simd<T>, const V: usize>(
     simd: S,
     io: &Io<'_, T>,
