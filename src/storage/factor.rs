@@ -240,7 +240,7 @@ impl Factor {
     }
 
     /// The same factor laid out for its products in direction `op`, its rows cut into `blocks` blocks: the weights of one product
-    /// are one stream. Small factors stay as they are. Products in the other direction work too, at batches below four about half as fast from cache.
+    /// are one stream. Small factors stay as they are. Products in the other direction work too, with more instructions per weight.
     pub(crate) fn packed(self, op: Op, blocks: usize) -> Self {
         let rows = self.blocks * self.rows;
         if blocks == 0 || !rows.is_multiple_of(blocks) {
