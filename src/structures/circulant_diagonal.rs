@@ -265,7 +265,8 @@ impl Family for CirculantDiagonal {
     }
 
     fn from_parts(mut parts: Parts<'static>) -> Result<Self> {
-        let (d, c) = (parts.take_factor("d")?, parts.take_factor("c")?);
+        // Rows of the diagonals are read one by one.
+        let (d, c) = (parts.take_factor("d")?.into_rows(), parts.take_factor("c")?);
         let ((m, n), terms) = (parts.shape(), d.rows());
         if d.shape() != (1, terms, m) || c.shape() != (1, terms, n) || (terms == 0 && m.max(n) > 1) {
             return Err(parts.error(format!(
