@@ -20,7 +20,8 @@ pub struct Parts<'a> {
     shape: (usize, usize),
     config: serde_json::Value,
     factors: Vec<(String, Cow<'a, Factor>)>,
-    indices: Vec<(String, Cow<'a, [u32]>)>,
+    /// With the bytes that each takes in memory.
+    indices: Vec<(String, Cow<'a, [u32]>, usize)>,
     children: Vec<Parts<'a>>,
 }
 
@@ -44,8 +45,18 @@ impl<'a> Parts<'a> {
     }
 
     /// Adds an index list.
-    pub fn index(mut self, name: impl Into<String>, indices: impl Into<Cow<'a, [u32]>>) -> Self {
-        self.indices.push((name.into(), indices.into()));
+    pub fn index(self, name: impl Into<String>, indices: impl Into<Cow<'a, [u32]>>) -> Self {
+        self.index_of(name, indices, size_of::<u32>())
+    }
+
+    /// Adds an index list whose entries take so many bytes in memory; in files they take four.
+    pub(crate) fn index_of(
+        mut self,
+        name: impl Into<String>,
+        indices: impl Into<Cow<'a, [u32]>>,
+        bytes: usize,
+    ) -> Self {
+        self.indices.push((name.into(), indices.into(), bytes));
         self
     }
 
@@ -83,7 +94,7 @@ impl<'a> Parts<'a> {
 
     /// The index lists and their names.
     pub fn indices(&self) -> impl Iterator<Item = (&str, &[u32])> {
-        self.indices.iter().map(|(name, list)| (name.as_str(), list.as_ref()))
+        self.indices.iter().map(|(name, list, _)| (name.as_str(), list.as_ref()))
     }
 
     /// The sub-matrices.
@@ -97,10 +108,10 @@ impl<'a> Parts<'a> {
             + self.children.iter().map(Self::n_params).sum::<usize>()
     }
 
-    /// Bytes of factors, scales and indices, sub-matrices included.
+    /// Bytes of factors, scales and indices in memory, sub-matrices included.
     pub fn bytes(&self) -> usize {
         self.factors.iter().map(|(_, f)| f.bytes()).sum::<usize>()
-            + self.indices.iter().map(|(_, list)| size_of_val(list.as_ref())).sum::<usize>()
+            + self.indices.iter().map(|(_, list, bytes)| list.len() * bytes).sum::<usize>()
             + self.children.iter().map(Self::bytes).sum::<usize>()
     }
 
@@ -123,7 +134,7 @@ impl<'a> Parts<'a> {
             indices: self
                 .indices
                 .iter()
-                .map(|(name, list)| (name.clone(), Cow::Owned(list.to_vec())))
+                .map(|(name, list, bytes)| (name.clone(), Cow::Owned(list.to_vec()), *bytes))
                 .collect(),
             children: self.children.iter().map(|child| child.map_factors(map)).collect(),
         }
@@ -158,7 +169,7 @@ impl<'a> Parts<'a> {
     /// # Errors
     /// [`Error::Record`] when there is none, or an index is out of range.
     pub fn take_indices(&mut self, name: &str, limit: usize) -> Result<Vec<u32>> {
-        let Some(i) = self.indices.iter().position(|(n, _)| n == name) else {
+        let Some(i) = self.indices.iter().position(|(n, ..)| n == name) else {
             return Err(self.error(format!("index list `{name}` is missing")));
         };
         let list = self.indices.swap_remove(i).1.into_owned();

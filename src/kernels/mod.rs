@@ -38,6 +38,6 @@ pub use mix::Mix;
 pub(crate) use mix::mix;
 pub(crate) use packing::{Lanes, Packing, SLACK};
 #[doc(hidden)]
-pub use sparse::{Csr, SparseProduct};
+pub use sparse::{Pattern, SparseProduct};
 pub(crate) use sparse::{multiply_sparse, sparse_scratch_len};
 pub(crate) use team::{join, width as team_width};

@@ -83,7 +83,7 @@ impl BlockCirculant {
         self.cache.get(|| {
             let storage = if size_of::<T>() == 4 { Storage::F32 } else { Storage::F64 };
             if self.is_dense() {
-                let factor = Some(Factor::from_matrix(storage, &self.to_dense_f64()));
+                let factor = Some(Factor::from_matrix(storage, &self.to_dense_f64()).packed_forward());
                 return Spectrum { factor, ..Default::default() };
             }
             let (a, b, p) = self.c.shape();
@@ -107,7 +107,7 @@ impl BlockCirculant {
                     (false, true) => z.im,
                 }
             });
-            Spectrum { plans: vec![plan], factor: Some(factor), ..Default::default() }
+            Spectrum { plans: vec![plan], factor: Some(factor.packed_forward()), ..Default::default() }
         })
     }
 

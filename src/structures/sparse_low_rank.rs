@@ -1,6 +1,6 @@
 //! Low rank plus sparse.
 
-use super::sparse::{Support, density, most_positions, refit};
+use super::sparse::{Support, density, index_words, most_positions, refit};
 use super::{LowRank, LowRankSpec, Sparse, SparseSpec};
 use crate::error::{Error, Result};
 use crate::linalg::{self, SvdMethod, SvdOptions, matmul, matmul_nt, matmul_tn};
@@ -13,7 +13,7 @@ use ndarray::Array2;
 
 /// $W = U V + S$ with `S` in compressed sparse rows.
 ///
-/// Parameters: `rank (out + in) + nnz`, and `nnz + out + 1` indices of 4 bytes; multiply-adds as many as parameters.
+/// Parameters: `rank (out + in) + nnz`, `nnz` column indices of 2 bytes (4 beyond 65536 inputs) and `out + 1` pointers of 4; multiply-adds as many as parameters.
 ///
 /// Projection: alternating. The low-rank step does one half-step of subspace iteration for each factor, each a least-squares
 /// optimum; the sparse step keeps the largest entries of $W - U V$. The start is the better of "best low rank first" and
@@ -297,7 +297,7 @@ impl Family for SparseLowRank {
         let (shape, most) = ((out, inp), most_positions((out, inp)));
         let size = |rank, nnz: usize| {
             let low_rank = request.size().factor(1, out, rank).factor(1, rank, inp);
-            low_rank.factor(1, 1, nnz).indices(nnz.saturating_add(out + 1))
+            low_rank.factor(1, 1, nnz).indices(index_words(nnz, shape))
         };
         let nnz = match density(request, shape)? {
             Some(nnz) => Some(nnz),

@@ -31,6 +31,35 @@ fn first_64(len: usize) -> __m256i {
     unsafe { _mm256_cmpgt_epi64(_mm256_set1_epi64x(len as i64), _mm256_setr_epi64x(0, 1, 2, 3)) }
 }
 
+/// Four numbers, from anywhere.
+///
+/// # Safety
+/// The machine has AVX2, and every place is valid for a read.
+#[inline(always)]
+pub(super) unsafe fn four_f32(at: [*const f32; 4]) -> __m128 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let v = _mm_load_ss(at[0]);
+        let v = _mm_insert_ps::<0x10>(v, _mm_load_ss(at[1]));
+        let v = _mm_insert_ps::<0x20>(v, _mm_load_ss(at[2]));
+        _mm_insert_ps::<0x30>(v, _mm_load_ss(at[3]))
+    }
+}
+
+/// The same in double precision.
+///
+/// # Safety
+/// As above.
+#[inline(always)]
+pub(super) unsafe fn four_f64(at: [*const f64; 4]) -> __m256d {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = _mm_loadh_pd(_mm_load_sd(at[0]), at[1]);
+        let high = _mm_loadh_pd(_mm_load_sd(at[2]), at[3]);
+        _mm256_insertf128_pd::<1>(_mm256_castpd128_pd256(low), high)
+    }
+}
+
 // SAFETY of every block below: an `Avx2` value exists only where the machine has the level, and pointers are valid
 // for the reads and writes that the trait names, by the caller's promise.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -77,6 +106,10 @@ impl Simd<f32> for Avx2 {
     #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> __m256 {
         unsafe { _mm256_loadu_ps(ptr) }
+    }
+    #[inline(always)]
+    unsafe fn gather(self, at: impl Fn(usize) -> [*const f32; 4]) -> __m256 {
+        unsafe { _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(four_f32(at(0))), four_f32(at(1))) }
     }
     #[inline(always)]
     unsafe fn load_part(self, ptr: *const f32, len: usize) -> __m256 {
@@ -172,6 +205,10 @@ impl Simd<f64> for Avx2 {
     #[inline(always)]
     unsafe fn load(self, ptr: *const f64) -> __m256d {
         unsafe { _mm256_loadu_pd(ptr) }
+    }
+    #[inline(always)]
+    unsafe fn gather(self, at: impl Fn(usize) -> [*const f64; 4]) -> __m256d {
+        unsafe { four_f64(at(0)) }
     }
     #[inline(always)]
     unsafe fn load_part(self, ptr: *const f64, len: usize) -> __m256d {

@@ -1,6 +1,7 @@
 //! AVX-512 F, BW, DQ, VL.
 
 use super::Simd;
+use super::avx2::{four_f32, four_f64};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -60,6 +61,14 @@ impl Simd<f32> for Avx512 {
     #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> __m512 {
         unsafe { _mm512_loadu_ps(ptr) }
+    }
+    #[inline(always)]
+    unsafe fn gather(self, at: impl Fn(usize) -> [*const f32; 4]) -> __m512 {
+        unsafe {
+            let low = _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(four_f32(at(0))), four_f32(at(1)));
+            let high = _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(four_f32(at(2))), four_f32(at(3)));
+            _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high)
+        }
     }
     #[inline(always)]
     unsafe fn load_part(self, ptr: *const f32, len: usize) -> __m512 {
@@ -157,6 +166,10 @@ impl Simd<f64> for Avx512 {
     #[inline(always)]
     unsafe fn load(self, ptr: *const f64) -> __m512d {
         unsafe { _mm512_loadu_pd(ptr) }
+    }
+    #[inline(always)]
+    unsafe fn gather(self, at: impl Fn(usize) -> [*const f64; 4]) -> __m512d {
+        unsafe { _mm512_insertf64x4::<1>(_mm512_castpd256_pd512(four_f64(at(0))), four_f64(at(1))) }
     }
     #[inline(always)]
     unsafe fn load_part(self, ptr: *const f64, len: usize) -> __m512d {

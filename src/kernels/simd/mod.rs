@@ -50,7 +50,13 @@ pub trait Simd<T>: Copy + Send + Sync {
     /// # Safety
     /// `ptr` is valid for that many reads.
     unsafe fn load(self, ptr: *const T) -> Self::V;
-    /// Reads the first `len < LANES` numbers; the other lanes are zero.
+    /// Reads one number from each place: `at(q)` are the places of lanes `4 q .. 4 q + 4`. Single loads, put together: on the
+    /// machines measured these take half the time of the instruction that gathers.
+    ///
+    /// # Safety
+    /// Every place is valid for a read.
+    unsafe fn gather(self, at: impl Fn(usize) -> [*const T; 4]) -> Self::V;
+    /// Reads the first `len <= LANES` numbers; the other lanes are zero.
     ///
     /// # Safety
     /// `ptr` is valid for `len` reads.

@@ -51,6 +51,11 @@ macro_rules! portable {
                 unsafe { ptr.cast::<Self::V>().read_unaligned() }
             }
             #[inline(always)]
+            unsafe fn gather(self, at: impl Fn(usize) -> [*const $t; 4]) -> Self::V {
+                // SAFETY: the caller vouches for every place.
+                std::array::from_fn(|i| unsafe { *at(i / 4)[i % 4] })
+            }
+            #[inline(always)]
             unsafe fn load_part(self, ptr: *const $t, len: usize) -> Self::V {
                 // SAFETY: the caller vouches for `len` reads.
                 std::array::from_fn(|i| if i < len { unsafe { *ptr.add(i) } } else { 0.0 })

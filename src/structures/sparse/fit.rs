@@ -18,14 +18,6 @@ pub(crate) struct Support {
     pub(crate) cols: Vec<u32>,
 }
 
-/// The positions that row pointers and columns name.
-pub(super) fn positions<'a>(starts: &'a [u32], cols: &'a [u32]) -> impl Iterator<Item = (usize, usize)> + 'a {
-    starts
-        .windows(2)
-        .enumerate()
-        .flat_map(|(i, pair)| cols[pair[0] as usize..pair[1] as usize].iter().map(move |&j| (i, j as usize)))
-}
-
 impl Support {
     /// From row-major positions in ascending order.
     fn new((m, n): (usize, usize), order: impl IntoIterator<Item = usize>) -> Self {
@@ -82,7 +74,9 @@ impl Support {
     }
 
     pub(crate) fn positions(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
-        positions(&self.starts, &self.cols)
+        let cols = |row: &[u32]| &self.cols[row[0] as usize..row[1] as usize];
+        let rows = self.starts.windows(2).enumerate();
+        rows.flat_map(move |(i, row)| cols(row).iter().map(move |&j| (i, j as usize)))
     }
 
     /// `a` on the support, 0 elsewhere.

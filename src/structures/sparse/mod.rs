@@ -5,7 +5,7 @@ mod fit;
 pub(crate) use fit::{Support, refit};
 
 use crate::error::{Error, Result};
-use crate::kernels::{Csr, SparseProduct, sparse_scratch_len};
+use crate::kernels::{Pattern, SparseProduct, sparse_scratch_len};
 use crate::matrix::{Multiply, Operands, StructuredMatrix};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run};
@@ -17,8 +17,8 @@ use std::str::FromStr;
 
 /// $W_{ij} = v_p$ where $(i, j)$ is the $p$-th kept position, 0 elsewhere: compressed sparse rows.
 ///
-/// Parameters and multiply-adds: the number of kept positions; each also takes a column index of 4 bytes, and each row a
-/// pointer. Values may have any storage; groups of an integer storage run along the stream of values.
+/// Parameters and multiply-adds: the number of kept positions; each also takes a column index of 2 bytes (4 in files, and where there are
+/// more than 65536 inputs), and each row a pointer. Values may have any storage; groups of an integer storage run along the stream of values.
 ///
 /// Projection: the entries of largest magnitude, which is optimal; so it is for a diagonal $C$ with the scores
 /// $W_{ij}^2 C_{jj}$. For any other $C$ the values are refitted on both of these supports, row by row
@@ -39,10 +39,8 @@ use std::str::FromStr;
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sparse {
-    shape: (usize, usize),
     values: Factor,
-    cols: Vec<u32>,
-    starts: Vec<u32>,
+    pattern: Pattern,
 }
 
 /// Which positions may be kept together.
@@ -111,26 +109,26 @@ impl Sparse {
     pub(crate) fn keep(storage: Storage, w: &Array2<f64>, support: Support) -> Self {
         let kept: Vec<f64> = support.positions().map(|at| w[at]).collect();
         let values = Factor::from_fn(storage, (1, 1, kept.len()), |_, _, p| kept[p]);
-        Self { shape: w.dim(), values, cols: support.cols, starts: support.starts }
+        let pattern = Pattern::new(w.ncols(), support.starts, support.cols);
+        Self { values, pattern: pattern.expect("supports ascend, inside of the weight") }
     }
 
     /// Number of kept positions.
     pub fn nnz(&self) -> usize {
-        self.cols.len()
+        self.pattern.len()
     }
 
     /// The kept positions, row by row.
     pub fn positions(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
-        fit::positions(&self.starts, &self.cols)
+        self.pattern.positions()
     }
 }
 
 impl<T: Scalar> Multiply<T> for Sparse {
     fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
-        let csr = Csr { starts: &self.starts, cols: &self.cols };
-        let policy = work.policy;
-        let (scratch, _) = work.slice(sparse_scratch_len(x.rows(), self.shape.0, self.shape.1));
-        self.values.multiply_sparse(SparseProduct { csr, op, x, y, update, scratch, policy });
+        let (pattern, policy) = (&self.pattern, work.policy);
+        let (scratch, _) = work.slice(sparse_scratch_len(x.rows(), pattern.rows(), pattern.width()));
+        self.values.multiply_sparse(SparseProduct { pattern, op, x, y, update, scratch, policy });
     }
 }
 
@@ -139,27 +137,28 @@ impl StructuredMatrix for Sparse {
         Self::NAME
     }
     fn shape(&self) -> (usize, usize) {
-        self.shape
+        (self.pattern.rows(), self.pattern.width())
     }
     fn flops(&self, batch: usize) -> u64 {
         2 * batch as u64 * self.nnz() as u64
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let len = sparse_scratch_len(batch, self.shape.0, self.shape.1);
+        let len = sparse_scratch_len(batch, self.pattern.rows(), self.pattern.width());
         crate::exec::Workspace::<f32>::slice_len(len)
     }
     fn to_dense_f64(&self) -> Array2<f64> {
-        let mut w = Array2::zeros(self.shape);
+        let mut w = Array2::zeros(self.shape());
         for (p, at) in self.positions().enumerate() {
             w[at] = self.values.get(0, 0, p);
         }
         w
     }
     fn parts(&self) -> Parts<'_> {
-        Parts::new(Self::NAME, self.shape)
+        let (pattern, bytes) = (&self.pattern, Pattern::index_bytes(self.pattern.width()));
+        Parts::new(Self::NAME, self.shape())
             .factor("values", &self.values)
-            .index("cols", &self.cols)
-            .index("starts", &self.starts)
+            .index_of("cols", pattern.cols(), bytes)
+            .index("starts", pattern.starts())
     }
     fn clone_box(&self) -> Box<dyn StructuredMatrix> {
         Box::new(self.clone())
@@ -169,6 +168,11 @@ impl StructuredMatrix for Sparse {
 /// The most positions that 4-byte pointers can count.
 pub(crate) fn most_positions((out, inp): (usize, usize)) -> usize {
     out.saturating_mul(inp).min(u32::MAX as usize)
+}
+
+/// What columns and row pointers take, in indices of 4 bytes.
+pub(crate) fn index_words(nnz: usize, (out, inp): (usize, usize)) -> usize {
+    nnz.div_ceil(4 / Pattern::index_bytes(inp)).saturating_add(out + 1)
 }
 
 /// `density` of a request as a number of positions, at least 1.
@@ -193,7 +197,7 @@ impl Family for Sparse {
 
     fn spec((out, inp): (usize, usize), request: &Request) -> Result<SparseSpec> {
         let pattern = request.get("pattern")?.unwrap_or_default();
-        let size = |nnz: usize| request.size().factor(1, 1, nnz).indices(nnz.saturating_add(out + 1));
+        let size = |nnz: usize| request.size().factor(1, 1, nnz).indices(index_words(nnz, (out, inp)));
         let first = match pattern {
             SparsePattern::Block { size } => size.saturating_mul(size).min(out.saturating_mul(inp)),
             _ => 1,
@@ -235,24 +239,17 @@ impl Family for Sparse {
         let nnz = values.cols();
         let cols = parts.take_indices("cols", n)?;
         let starts = parts.take_indices("starts", nnz.saturating_add(1))?;
-        let fits = values.shape() == (1, 1, nnz)
-            && cols.len() == nnz
-            && starts.len() == m + 1
-            && starts[0] == 0
-            && starts[m] as usize == nnz
-            && starts.windows(2).all(|pair| {
-                pair[0] <= pair[1]
-                    && cols[pair[0] as usize..pair[1] as usize].windows(2).all(|two| two[0] < two[1])
-            });
-        match fits {
-            true => Ok(Self { shape: (m, n), values, cols, starts }),
-            false => Err(parts.error(format!(
+        let (lists, fits) = ((cols.len(), starts.len()), values.shape() == (1, 1, nnz));
+        let pattern = (fits && lists == (nnz, m + 1)).then(|| Pattern::new(n, starts, cols)).flatten();
+        let Some(pattern) = pattern else {
+            return Err(parts.error(format!(
                 "values {:?}, {} columns, {} row pointers: expected (1, 1, nnz), nnz that ascend in each row, {} from 0 to nnz",
                 values.shape(),
-                cols.len(),
-                starts.len(),
+                lists.0,
+                lists.1,
                 m + 1
-            ))),
-        }
+            )));
+        };
+        Ok(Self { values, pattern })
     }
 }
