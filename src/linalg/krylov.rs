@@ -3,9 +3,9 @@
 use super::convert::standard;
 use super::qr::factor;
 use super::svd::from_rows;
-use super::{Eigh, Svd, Threads, eigh, eigvalsh, matmul, matmul_into, matmul_nt, matmul_tn, svd};
+use super::{Eigh, Real, Svd, Threads, eigh, eigvalsh, matmul, matmul_into, matmul_nt, matmul_tn, svd};
 use crate::error::Result;
-use ndarray::{Array2, Axis, s};
+use ndarray::{Array2, ArrayRef2, Axis, s};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -13,25 +13,25 @@ use rand_distr::{Distribution, StandardNormal};
 /// Columns of a probe for missed directions.
 const PROBE: usize = 8;
 
-/// The space. Vectors are rows, so that blocks append and stay contiguous.
-pub(super) struct Krylov<'a> {
-    a: &'a Array2<f64>,
+/// The space, in either precision. Vectors are rows, so that blocks append and stay contiguous.
+pub(super) struct Krylov<'a, T> {
+    a: &'a ArrayRef2<T>,
     rank: usize,
     threads: Threads,
     rng: ChaCha8Rng,
     /// Orthonormal basis, `p x n`.
-    basis: Array2<f64>,
+    basis: Array2<T>,
     /// Its images `A v`, `q x m`, for the first `q <= p` vectors.
-    images: Array2<f64>,
+    images: Array2<T>,
     /// Lower block triangle of the Gram matrix of the images: row block by row block.
-    gram: Vec<Array2<f64>>,
+    gram: Vec<Array2<T>>,
     /// What `AᵀA` makes of the newest block, orthogonal to the basis: the next block, unnormalised.
-    next: Array2<f64>,
+    next: Array2<T>,
 }
 
-impl<'a> Krylov<'a> {
+impl<'a, T: Real> Krylov<'a, T> {
     /// An empty space for the `m x n` matrix `a`.
-    pub fn new(a: &'a Array2<f64>, rank: usize, seed: u64, threads: Threads) -> Self {
+    pub fn new(a: &'a ArrayRef2<T>, rank: usize, seed: u64, threads: Threads) -> Self {
         let (m, n) = a.dim();
         Self {
             a,
@@ -67,11 +67,11 @@ impl<'a> Krylov<'a> {
     }
 
     /// Appends an orthonormal block from [`Self::probe`].
-    pub fn adopt(&mut self, block: Array2<f64>) {
+    pub fn adopt(&mut self, block: Array2<T>) {
         self.append(&block);
     }
 
-    fn append(&mut self, block: &Array2<f64>) {
+    fn append(&mut self, block: &Array2<T>) {
         let mut basis = Vec::with_capacity(self.basis.len() + block.len());
         basis.extend(self.basis.iter().chain(block));
         if let Ok(grown) = Array2::from_shape_vec((self.len() + block.nrows(), self.a.ncols()), basis) {
@@ -103,29 +103,21 @@ impl<'a> Krylov<'a> {
         Ok((kept.iter().sum(), kept.last().copied().unwrap_or(0.0)))
     }
 
-    /// The best rank-`rank` approximation within reach. The plain way projects `A` on the images of the
-    /// leading Ritz vectors, half a power step better than the space itself; it resolves singular
-    /// values down to the root of the precision. The `fine` way costs an SVD of all images.
-    pub fn ritz(&self, fine: bool) -> Result<Svd> {
-        if fine {
-            let mut images = self.images.clone();
-            let q = factor(&mut images, self.threads.par());
-            let p = images.nrows();
-            let r = Array2::from_shape_fn((q.nrows(), p), |(i, j)| if i <= j { images[[j, i]] } else { 0.0 });
-            let small = svd(&r, self.threads)?.truncate(self.rank);
-            let ut = matmul_tn(&small.u, &q, self.threads);
-            return Ok(from_rows(ut, small.s, matmul(&small.vt, &self.basis, self.threads)));
-        }
+    /// The best rank-`rank` approximation of `a`, the matrix at full precision, within reach: a projection on the images of the
+    /// leading Ritz vectors, half a power step better than the space itself. It resolves singular values down to the root of the
+    /// precision.
+    pub fn ritz(&self, a: &ArrayRef2<f64>) -> Result<Svd> {
         let Eigh { vectors, .. } = eigh(&self.gram_matrix(), self.threads)?;
-        let leading = vectors.slice(s![.., ..self.rank.min(vectors.ncols())]);
-        let q = factor(&mut matmul_tn(&leading, &self.images, self.threads), self.threads.par());
-        let small = svd(&matmul(&q, self.a, self.threads), self.threads)?;
+        let leading = vectors.slice(s![.., ..self.rank.min(vectors.ncols())]).mapv(T::narrow);
+        let mut images = matmul_tn(&leading, &self.images, self.threads).mapv(T::widen);
+        let q = factor(&mut images, self.threads.par());
+        let small = svd(&matmul(&q, a, self.threads), self.threads)?;
         Ok(from_rows(matmul_tn(&small.u, &q, self.threads), small.s, small.vt))
     }
 
     /// Looks for what the space misses: a fresh random block, pulled twice towards the leading
     /// directions of `A` outside of the space. Returns the largest squared gain found and the block.
-    pub fn probe(&mut self) -> (f64, Array2<f64>) {
+    pub fn probe(&mut self) -> (f64, Array2<T>) {
         let n = self.a.ncols();
         let width = PROBE.min(n - self.len());
         let gaussian = self.gaussian(width, n);
@@ -137,24 +129,24 @@ impl<'a> Krylov<'a> {
             self.project_out(&mut pulled);
             block = self.orthonormal(pulled);
             let images = matmul_nt(&block, self.a, self.threads);
-            let energies = images.outer_iter().map(|w| w.dot(&w));
+            let energies = images.outer_iter().map(|w| w.dot(&w).widen());
             largest = energies.fold(largest, f64::max);
         }
         (largest, block)
     }
 
     /// Subtracts from the rows of `block` their part in the space; returns the coefficients.
-    fn project_out(&self, block: &mut Array2<f64>) -> Array2<f64> {
+    fn project_out(&self, block: &mut Array2<T>) -> Array2<T> {
         let mut coefficients = matmul_nt(block, &self.basis, self.threads);
-        coefficients.mapv_inplace(|x| -x);
+        coefficients.mapv_inplace(|x| T::zero() - x);
         matmul_into(&coefficients, &self.basis, block, true, self.threads);
-        coefficients.mapv_inplace(|x| -x);
+        coefficients.mapv_inplace(|x| T::zero() - x);
         coefficients
     }
 
     /// Orthonormal rows orthogonal to the space, spanning the rows of `block` where these are
     /// independent of it, and random otherwise.
-    fn orthonormal(&mut self, block: Array2<f64>) -> Array2<f64> {
+    fn orthonormal(&mut self, block: Array2<T>) -> Array2<T> {
         let mut block = block;
         if block.nrows() == 0 {
             return block;
@@ -162,40 +154,53 @@ impl<'a> Krylov<'a> {
         for pass in 0..6 {
             let q = factor(&mut block, self.threads.par());
             // The diagonal of R tells how much of each unit vector the last projection left.
-            let least = block.diag().iter().fold(f64::INFINITY, |m: f64, x| m.min(x.abs()));
-            let settled = pass > 0 && least > 0.5;
-            let lost: Vec<usize> =
-                (0..q.nrows()).filter(|&i| pass > 0 && block[[i, i]].abs() < 1e-6).collect();
+            let left: Vec<f64> = block.diag().iter().map(|x| x.widen().abs()).collect();
+            let settled = pass > 0 && left.iter().all(|&x| x > 0.5);
+            let lost: Vec<usize> = (0..q.nrows()).filter(|&i| pass > 0 && left[i] < T::LOST).collect();
             block = q;
             if settled {
                 break;
             }
             for i in lost {
                 let fresh = self.gaussian(1, block.ncols());
-                let norm = fresh.iter().map(|x| x * x).sum::<f64>().sqrt();
-                block.row_mut(i).assign(&fresh.index_axis(Axis(0), 0));
-                block.row_mut(i).mapv_inplace(|x| x / norm);
+                let fresh = fresh.index_axis(Axis(0), 0);
+                let norm = T::narrow(fresh.dot(&fresh).widen().sqrt());
+                block.row_mut(i).assign(&fresh.mapv(|x| x / norm));
             }
             self.project_out(&mut block);
         }
         block
     }
 
+    /// Of the images, widened.
     fn gram_matrix(&self) -> Array2<f64> {
         let p = self.images.nrows();
         let mut g = Array2::zeros((p, p));
         let mut row = 0;
         for block in &self.gram {
             let (b, width) = block.dim();
-            g.slice_mut(s![row..row + b, ..width]).assign(block);
-            g.slice_mut(s![..width, row..row + b]).assign(&block.t());
+            g.slice_mut(s![row..row + b, ..width]).zip_mut_with(block, |g, x| *g = x.widen());
+            g.slice_mut(s![..width, row..row + b]).zip_mut_with(&block.t(), |g, x| *g = x.widen());
             row += b;
         }
         g
     }
 
-    fn gaussian(&mut self, rows: usize, cols: usize) -> Array2<f64> {
-        Array2::from_shape_fn((rows, cols), |_| StandardNormal.sample(&mut self.rng))
+    fn gaussian(&mut self, rows: usize, cols: usize) -> Array2<T> {
+        Array2::from_shape_fn((rows, cols), |_| T::narrow(StandardNormal.sample(&mut self.rng)))
+    }
+}
+
+impl Krylov<'_, f64> {
+    /// [`ritz`](Self::ritz) by an SVD of all images: resolves singular values down to the precision.
+    pub fn fine_ritz(&self) -> Result<Svd> {
+        let mut images = self.images.clone();
+        let q = factor(&mut images, self.threads.par());
+        let p = images.nrows();
+        let r = Array2::from_shape_fn((q.nrows(), p), |(i, j)| if i <= j { images[[j, i]] } else { 0.0 });
+        let small = svd(&r, self.threads)?.truncate(self.rank);
+        let ut = matmul_tn(&small.u, &q, self.threads);
+        Ok(from_rows(ut, small.s, matmul(&small.vt, &self.basis, self.threads)))
     }
 }
 
@@ -217,8 +222,7 @@ mod tests {
             }
             assert!(diff(&krylov.gram_matrix(), &krylov.images.dot(&krylov.images.t())) < 1e-10);
             let exact = svd(&a, Threads(1)).unwrap();
-            for fine in [false, true] {
-                let got = krylov.ritz(fine).unwrap();
+            for got in [krylov.ritz(&a).unwrap(), krylov.fine_ritz().unwrap()] {
                 assert!(got.s.iter().zip(&exact.s).all(|(x, y)| (x - y).abs() < 1e-10));
             }
             assert_eq!(krylov.probe().1.nrows(), 0);

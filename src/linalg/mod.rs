@@ -1,7 +1,7 @@
 //! Dense linear algebra on `ndarray` matrices: products, decompositions, solvers, assignment.
 //!
-//! Every function takes `&ArrayRef2<f64>` (owned arrays and views coerce) of any strides and returns
-//! arrays in standard (row-major) layout. Contiguous inputs, row- or column-major, are read in place;
+//! Every function takes `&ArrayRef2<f64>` (owned arrays and views coerce; products also take `f32`) of any strides and
+//! returns arrays in standard (row-major) layout. Contiguous inputs, row- or column-major, are read in place;
 //! other strides are copied once. This module is the only place that calls the dense kernel library.
 
 mod assignment;
@@ -15,6 +15,7 @@ mod lstsq;
 mod pivoted;
 mod product;
 mod qr;
+mod real;
 mod spd;
 mod svd;
 mod tridiagonal;
@@ -31,6 +32,7 @@ pub use lstsq::{lstsq, pinv, polar};
 pub use pivoted::{PivotedQr, orth, pivot_columns, pivoted_qr};
 pub use product::{gram, matmul, matmul_into, matmul_nt, matmul_tn};
 pub use qr::{Qr, qr};
+pub use real::Real;
 pub use spd::{Cholesky, SpdSolver, cholesky, cholesky_shifted};
 pub use svd::{Svd, singular_values, svd};
 pub use truncated::{SvdMethod, SvdOptions, TruncatedSvd, truncated_svd};

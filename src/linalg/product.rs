@@ -1,7 +1,7 @@
 //! Matrix products.
 
-use super::Threads;
 use super::convert::{Operand, row_major_mut};
+use super::{Real, Threads};
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, Par};
 use ndarray::{Array2, ArrayRef2};
@@ -17,7 +17,7 @@ fn parallelism(m: usize, n: usize, k: usize, threads: Threads) -> Par {
 ///
 /// # Panics
 /// When the inner dimensions differ, like `ndarray`'s `dot`.
-pub fn matmul(a: &ArrayRef2<f64>, b: &ArrayRef2<f64>, threads: Threads) -> Array2<f64> {
+pub fn matmul<T: Real>(a: &ArrayRef2<T>, b: &ArrayRef2<T>, threads: Threads) -> Array2<T> {
     let mut c = Array2::zeros((a.nrows(), b.ncols()));
     matmul_into(a, b, &mut c, false, threads);
     c
@@ -27,7 +27,7 @@ pub fn matmul(a: &ArrayRef2<f64>, b: &ArrayRef2<f64>, threads: Threads) -> Array
 ///
 /// # Panics
 /// When the row counts differ.
-pub fn matmul_tn(a: &ArrayRef2<f64>, b: &ArrayRef2<f64>, threads: Threads) -> Array2<f64> {
+pub fn matmul_tn<T: Real>(a: &ArrayRef2<T>, b: &ArrayRef2<T>, threads: Threads) -> Array2<T> {
     matmul(&a.t(), b, threads)
 }
 
@@ -35,7 +35,7 @@ pub fn matmul_tn(a: &ArrayRef2<f64>, b: &ArrayRef2<f64>, threads: Threads) -> Ar
 ///
 /// # Panics
 /// When the column counts differ.
-pub fn matmul_nt(a: &ArrayRef2<f64>, b: &ArrayRef2<f64>, threads: Threads) -> Array2<f64> {
+pub fn matmul_nt<T: Real>(a: &ArrayRef2<T>, b: &ArrayRef2<T>, threads: Threads) -> Array2<T> {
     matmul(a, &b.t(), threads)
 }
 
@@ -44,10 +44,10 @@ pub fn matmul_nt(a: &ArrayRef2<f64>, b: &ArrayRef2<f64>, threads: Threads) -> Ar
 ///
 /// # Panics
 /// When the three shapes do not fit.
-pub fn matmul_into(
-    a: &ArrayRef2<f64>,
-    b: &ArrayRef2<f64>,
-    c: &mut ArrayRef2<f64>,
+pub fn matmul_into<T: Real>(
+    a: &ArrayRef2<T>,
+    b: &ArrayRef2<T>,
+    c: &mut ArrayRef2<T>,
     beta_accumulate: bool,
     threads: Threads,
 ) {
@@ -56,7 +56,7 @@ pub fn matmul_into(
     assert_eq!(k, b.nrows(), "matmul: {m} x {k} times {} x {n}", b.nrows());
     assert_eq!(c.dim(), (m, n), "matmul: destination is not {m} x {n}");
     if k == 0 && !beta_accumulate {
-        c.fill(0.0);
+        c.fill(T::zero());
     }
     if m == 0 || n == 0 || k == 0 {
         return;
@@ -65,7 +65,7 @@ pub fn matmul_into(
     let (a, b) = (Operand::new(a), Operand::new(b));
     let accum = if beta_accumulate { Accum::Add } else { Accum::Replace };
     let run =
-        |dst: MatMut<'_, f64>, accum| faer::linalg::matmul::matmul(dst, accum, a.mat(), b.mat(), 1.0, par);
+        |dst: MatMut<'_, T>, accum| faer::linalg::matmul::matmul(dst, accum, a.mat(), b.mat(), T::one(), par);
     if let Some(slice) = c.as_slice_mut() {
         return run(MatMut::from_row_major_slice_mut(slice, m, n), accum);
     }
@@ -75,7 +75,7 @@ pub fn matmul_into(
     let mut product = Array2::zeros((m, n));
     run(row_major_mut(&mut product), Accum::Replace);
     if beta_accumulate {
-        c.zip_mut_with(&product, |x, y| *x += y);
+        c.zip_mut_with(&product, |x, y| *x += *y);
     } else {
         c.assign(&product);
     }
@@ -155,9 +155,9 @@ mod tests {
 
     #[test]
     fn empty_products() {
-        let c = matmul(&Array2::zeros((3, 0)), &Array2::zeros((0, 2)), Threads(2));
+        let c = matmul(&Array2::<f64>::zeros((3, 0)), &Array2::zeros((0, 2)), Threads(2));
         assert_eq!(c, Array2::<f64>::zeros((3, 2)));
-        assert_eq!(matmul(&Array2::zeros((0, 3)), &Array2::zeros((3, 2)), Threads(1)).dim(), (0, 2));
+        assert_eq!(matmul(&Array2::<f64>::zeros((0, 3)), &Array2::zeros((3, 2)), Threads(1)).dim(), (0, 2));
         assert_eq!(gram(&Array2::zeros((0, 3)), Threads(1)), Array2::<f64>::zeros((3, 3)));
     }
 

@@ -1,7 +1,7 @@
 //! The thin QR decomposition.
 
-use super::Threads;
 use super::convert::{standard, transposed_mut};
+use super::{Real, Threads};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::householder::{
     apply_block_householder_sequence_on_the_left_in_place_scratch as apply_scratch,
@@ -48,17 +48,17 @@ fn fix_signs(q: &mut Array2<f64>, r: &mut Array2<f64>) {
 
 /// Factors the matrix whose transpose is `at` (`n x m`, standard layout) in place, leaving `Rᵀ` in its
 /// lower triangle, and returns `Qᵀ` (`k x m`).
-pub(super) fn factor(at: &mut Array2<f64>, par: Par) -> Array2<f64> {
+pub(super) fn factor<T: Real>(at: &mut Array2<T>, par: Par) -> Array2<T> {
     let (n, m) = at.dim();
     let k = m.min(n);
     let mut qt = Array2::zeros((k, m));
     if k == 0 {
         return qt;
     }
-    let block = recommended_block_size::<f64>(m, n);
+    let block = recommended_block_size::<T>(m, n);
     let mut coefficients = Mat::zeros(block, k);
     let mut basis = transposed_mut(at);
-    let mut memory = MemBuffer::new(qr_in_place_scratch::<f64>(m, n, block, par, Spec::default()));
+    let mut memory = MemBuffer::new(qr_in_place_scratch::<T>(m, n, block, par, Spec::default()));
     let stack = MemStack::new(&mut memory);
     qr_in_place(basis.as_mut(), coefficients.as_mut(), par, stack, Spec::default());
     expand(basis.as_ref(), coefficients.as_ref(), &mut qt, par);
@@ -66,10 +66,10 @@ pub(super) fn factor(at: &mut Array2<f64>, par: Par) -> Array2<f64> {
 }
 
 /// Writes the first columns of the product of the reflections into `qt`, transposed.
-fn expand(basis: MatRef<'_, f64>, coefficients: MatRef<'_, f64>, qt: &mut Array2<f64>, par: Par) {
+fn expand<T: Real>(basis: MatRef<'_, T>, coefficients: MatRef<'_, T>, qt: &mut Array2<T>, par: Par) {
     let (k, m) = qt.dim();
-    qt.diag_mut().fill(1.0);
-    let mut memory = MemBuffer::new(apply_scratch::<f64>(m, coefficients.nrows(), k));
+    qt.diag_mut().fill(T::one());
+    let mut memory = MemBuffer::new(apply_scratch::<T>(m, coefficients.nrows(), k));
     // Only the first `k` columns of the basis hold reflections.
     let basis = basis.subcols(0, k);
     apply(basis, coefficients, Conj::No, transposed_mut(qt), par, MemStack::new(&mut memory));

@@ -1,0 +1,40 @@
+//! The two precisions of products.
+
+use ndarray::LinalgScalar;
+use std::ops::AddAssign;
+
+/// `f32` or `f64`.
+pub trait Real: LinalgScalar + AddAssign + faer::traits::RealField + sealed::Sealed {
+    /// A unit vector of which a projection leaves less than this has lost its direction to rounding.
+    const LOST: f64;
+    /// Rounded from `f64`.
+    fn narrow(value: f64) -> Self;
+    /// The same number in `f64`.
+    fn widen(self) -> f64;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+}
+
+impl Real for f32 {
+    const LOST: f64 = 1e-3;
+    fn narrow(value: f64) -> Self {
+        value as f32
+    }
+    fn widen(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+impl Real for f64 {
+    const LOST: f64 = 1e-6;
+    fn narrow(value: f64) -> Self {
+        value
+    }
+    fn widen(self) -> f64 {
+        self
+    }
+}
