@@ -82,7 +82,7 @@ pub fn matmul_into<T: Real>(
 }
 
 /// `Aᵀ A` for `A: m x n`, exactly symmetric, in `m n²` flops (only one triangle is computed).
-pub fn gram(a: &ArrayRef2<f64>, threads: Threads) -> Array2<f64> {
+pub fn gram<T: Real>(a: &ArrayRef2<T>, threads: Threads) -> Array2<T> {
     let (m, n) = a.dim();
     let mut g = Array2::zeros((n, n));
     if m == 0 || n == 0 {
@@ -97,7 +97,7 @@ pub fn gram(a: &ArrayRef2<f64>, threads: Threads) -> Array2<f64> {
         BlockStructure::Rectangular,
         a.mat(),
         BlockStructure::Rectangular,
-        1.0,
+        T::one(),
         parallelism(m, n, n, threads),
     );
     mirror_lower(&mut g);
@@ -105,7 +105,7 @@ pub fn gram(a: &ArrayRef2<f64>, threads: Threads) -> Array2<f64> {
 }
 
 /// Copies the lower triangle onto the upper one.
-pub(super) fn mirror_lower(g: &mut Array2<f64>) {
+pub(super) fn mirror_lower<T: Copy>(g: &mut Array2<T>) {
     let n = g.nrows();
     for i in 0..n {
         for j in 0..i {
@@ -158,7 +158,7 @@ mod tests {
         let c = matmul(&Array2::<f64>::zeros((3, 0)), &Array2::zeros((0, 2)), Threads(2));
         assert_eq!(c, Array2::<f64>::zeros((3, 2)));
         assert_eq!(matmul(&Array2::<f64>::zeros((0, 3)), &Array2::zeros((3, 2)), Threads(1)).dim(), (0, 2));
-        assert_eq!(gram(&Array2::zeros((0, 3)), Threads(1)), Array2::<f64>::zeros((3, 3)));
+        assert_eq!(gram(&Array2::<f64>::zeros((0, 3)), Threads(1)), Array2::<f64>::zeros((3, 3)));
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! The two precisions of products.
 
 use ndarray::LinalgScalar;
-use std::ops::AddAssign;
+use std::ops::{AddAssign, SubAssign};
 
 /// `f32` or `f64`.
-pub trait Real: LinalgScalar + AddAssign + faer::traits::RealField + sealed::Sealed {
+pub trait Real: LinalgScalar + AddAssign + SubAssign + faer::traits::RealField + sealed::Sealed {
     /// A unit vector of which a projection leaves less than this has lost its direction to rounding.
     const LOST: f64;
     /// Rounded from `f64`.

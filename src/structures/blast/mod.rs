@@ -1,6 +1,9 @@
 //! BLAST: blocks with shared left and right factors.
 
+mod factors;
 mod fit;
+mod sweeps;
+mod systems;
 
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
@@ -23,13 +26,14 @@ use std::ops::Range;
 ///
 /// Parameters: `rank (out + in + b1 b2)`, and as many multiply-adds.
 ///
-/// Projection: sweeps of exact least-squares solves for $U$, $V$ and $s$, over-relaxed (from 1.9 down to 1), none of which
-/// raises the error; from the truncated singular value decomposition and from the block-low-rank approximation, of which
-/// the one that leads after a few sweeps goes on. The result is a local optimum, never worse than the low-rank matrix of
-/// the same rank or than blocks of rank $\lfloor \mathrm{rank} / \max(b_1, b_2) \rfloor$. With activations the sweeps minimise the weighted
-/// error, starting from the plain fit and from the best weighted low-rank matrix, and end no worse than either. A sweep takes about
-/// $2 m n r + (m + n) r^2 + b_1 b_2 r^3 / 3$ multiply-adds, and $2 n^2 r + 2 b_2 n r^2$ more with activations. The
-/// method `gradient` is the preconditioned gradient descent of the source.
+/// Projection: sweeps of least-squares steps for $U$, $V$ and $s$, over-relaxed (from 1.9 down to 1), each by a few conjugate gradient
+/// steps, none of which raises the error; from the truncated singular value decomposition and from the block-low-rank
+/// approximation, of which the one that leads after a few sweeps goes on. The result is a local optimum, never worse than the
+/// low-rank matrix of the same rank or than blocks of rank $\lfloor \mathrm{rank} / \max(b_1, b_2) \rfloor$. With activations
+/// the sweeps minimise the weighted error, starting from the plain fit and from the best weighted low-rank matrix, and end no worse
+/// than either. A sweep takes about $2 m n r + 6 (m + n) r^2 + 10 b_1 b_2 r^2$ multiply-adds, of `f32` for larger weights
+/// unless the error is tiny, and $2 n^2 r + 2 b_2 n r^2 + b_1 b_2^2 r^2$ more, of `f64`, with activations. It keeps $b_1 n r$ numbers.
+/// The method `gradient` is the preconditioned gradient descent of the source.
 ///
 /// Source: C. Lee, S. M. Kwon, Q. Qu and H.-S. Kim, "BLAST: Block-Level Adaptive Structured Matrices for Efficient Deep
 /// Neural Network Inference", 2024.
@@ -192,7 +196,7 @@ impl Blast {
     ) -> Result<Self> {
         BlastSpec { rank: 1, ..BlastSpec::new(blocks, 1) }.check((m, n))?;
         let rank = t.saturating_mul(blocks.0.max(blocks.1));
-        let mut factors = fit::Factors::zeros((m, n), blocks, rank);
+        let mut factors = factors::Factors::zeros((m, n), blocks, rank);
         for i in 0..blocks.0 {
             for j in 0..blocks.1 {
                 let (rows, cols) = (block_range(i, blocks.0, m), block_range(j, blocks.1, n));

@@ -1,0 +1,128 @@
+//! What the projections of singular vectors take beside a full singular value decomposition by the strongest library at hand, in the same
+//! run: time as a ratio, error beside that of the truncated decomposition of the same size.
+//!
+//! `cargo bench --bench against_svd` takes 1024 x 1024; set `STRUCTMAT_BENCH=full` for 4096 x 4096 as well (minutes).
+//! Weights are random with singular values `k^-0.68`. Medians of three runs (one for 4096 x 4096), in turns.
+
+use std::time::Instant;
+use structmat::linalg::{self, Threads};
+use structmat::ndarray::{Array2, ArrayView2, s};
+use structmat::prelude::*;
+use structmat::registry;
+
+const DECAY: f64 = -0.68;
+
+fn weight(n: usize) -> Array2<f64> {
+    let orthogonal = |seed| {
+        let noise = Dense::random((n, n), &DenseSpec, Storage::F64, seed).expect("a size that fits");
+        linalg::qr(&noise.to_dense_f64()).q
+    };
+    let (mut left, right) = (orthogonal(1), orthogonal(2));
+    for (k, mut column) in left.columns_mut().into_iter().enumerate() {
+        column *= (1.0 + k as f64).powf(DECAY);
+    }
+    linalg::matmul_nt(&left, &right, Threads(2))
+}
+
+/// A full thin decomposition in single precision.
+fn full(a: ArrayView2<'_, f64>) {
+    let a = faer::Mat::from_fn(a.nrows(), a.ncols(), |i, j| a[[i, j]] as f32);
+    std::hint::black_box(a.thin_svd().expect("a finite matrix"));
+}
+
+fn seconds(f: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    f();
+    start.elapsed().as_secs_f64()
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// Projects onto `family` and prints a row.
+fn row(
+    what: &str,
+    w: &Array2<f64>,
+    family: &str,
+    request: &Request,
+    runs: usize,
+    threads: usize,
+    baseline: impl Fn(),
+) {
+    let options = Options {
+        parallelism: if threads > 1 { Parallelism::Threads(threads) } else { Parallelism::Seq },
+        ..Options::default()
+    };
+    let entry = registry::family(family).expect("a registered family");
+    let (mut theirs, mut ours, mut report) = (Vec::new(), Vec::new(), None);
+    for _ in 0..runs {
+        theirs.push(seconds(&baseline));
+        let projected = || {
+            let found = entry.project(w, request, &Objective::Frobenius, &options);
+            report = Some(found.expect("a budget that fits"));
+        };
+        ours.push(seconds(projected));
+    }
+    let Some(Projected { matrix, report, .. }) = report else { return };
+    let params = matrix.n_params();
+    let (theirs, ours) = (median(theirs), median(ours));
+    let n = w.nrows();
+    let same_size =
+        (1..=n).map(|k| k as f64).skip(params / (2 * n)).map(|k| k.powf(2.0 * DECAY)).sum::<f64>();
+    let total = (1..=n).map(|k| (k as f64).powf(2.0 * DECAY)).sum::<f64>();
+    println!(
+        "| {what} | {n} | {threads} | {theirs:.3} | {ours:.3} | {:.1} | {:.4} | {:.4} |",
+        theirs / ours,
+        report.relative_error,
+        (same_size / total).sqrt()
+    );
+}
+
+fn main() {
+    // `cargo test --benches` only asks whether it starts.
+    if std::env::args().any(|a| a == "--test") {
+        return;
+    }
+    println!("| projection | n | threads | full SVD, s | ours, s | ratio | error | SVD of the same size |");
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|");
+    let large = std::env::var("STRUCTMAT_BENCH").is_ok_and(|value| value == "full");
+    for n in if large { vec![1024, 4096] } else { vec![1024] } {
+        let (w, runs) = (weight(n), if n > 1024 { 1 } else { 3 });
+        let root = n.isqrt();
+        for threads in [1, 2] {
+            faer::set_global_parallelism(if threads > 1 {
+                faer::Par::rayon(threads)
+            } else {
+                faer::Par::Seq
+            });
+            let rank = Request::new().with("rank", n / 8);
+            row("low_rank, rank n / 8", &w, "low_rank", &rank, runs, threads, || full(w.view()));
+            let blocks = Request::new().with("blocks", root).with("rank", 1);
+            row(
+                "monarch, rank 1, against a full SVD per block",
+                &w,
+                "monarch",
+                &blocks,
+                runs,
+                threads,
+                || {
+                    for i in 0..root {
+                        for j in 0..root {
+                            full(w.slice(s![i..;root, j * root..(j + 1) * root]));
+                        }
+                    }
+                },
+            );
+            if n > 1024 {
+                continue;
+            }
+            for ratio in [0.5, 0.25] {
+                let request = Request::new().with("blocks", 16).budget(Budget::Ratio(ratio));
+                let what = format!("blast, 16 x 16 blocks, {ratio}");
+                row(&what, &w, "blast", &request, 1, threads, || full(w.view()));
+            }
+        }
+    }
+}
