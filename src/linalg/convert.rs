@@ -21,7 +21,14 @@ impl<'a, T: Clone> Operand<'a, T> {
         if let Some(slice) = a.t().to_slice() {
             return Self { data: Cow::Borrowed(slice), rows, cols, row_major: false };
         }
-        Self { data: Cow::Owned(a.iter().cloned().collect()), rows, cols, row_major: true }
+        let mut data = Vec::with_capacity(a.len());
+        for row in a.outer_iter() {
+            match row.to_slice() {
+                Some(row) => data.extend_from_slice(row),
+                None => data.extend(row.iter().cloned()),
+            }
+        }
+        Self { data: Cow::Owned(data), rows, cols, row_major: true }
     }
 
     pub fn mat(&self) -> MatRef<'_, T> {

@@ -148,9 +148,11 @@ impl<'a, T: Real> Problem<'a, T> {
         each(self.threads, group.len(), |g| {
             let own = s![self.cols[group.start + g].clone(), ..];
             let Some(c) = self.c else { return Ok(vec![linalg::gram(&v.slice(own), Threads::ONE)]) };
-            let vc = matmul_tn(&v.slice(own), &c.slice(own), self.threads);
+            // n x r.
+            let cv = matmul_tn(&c.slice(own), &v.slice(own), self.threads);
             let gram = |cols: &Range<usize>| {
-                matmul(&vc.slice(s![.., cols.clone()]), &v.slice(s![cols.clone(), ..]), self.threads)
+                let cols = s![cols.clone(), ..];
+                matmul_tn(&cv.slice(cols), &v.slice(cols), self.threads)
             };
             Ok(self.cols.iter().map(gram).collect())
         })
