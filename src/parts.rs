@@ -125,7 +125,7 @@ impl<'a> Parts<'a> {
         self.map_factors(&Factor::clone)
     }
 
-    fn map_factors(&self, map: &dyn Fn(&Factor) -> Factor) -> Parts<'static> {
+    pub(crate) fn map_factors(&self, map: &dyn Fn(&Factor) -> Factor) -> Parts<'static> {
         Parts {
             structure: self.structure.clone(),
             shape: self.shape,

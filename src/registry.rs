@@ -124,3 +124,45 @@ pub fn load(parts: Parts<'static>) -> Result<Boxed> {
         None => (family(parts.structure())?.load)(parts),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matrix::{Apply, Op};
+    use crate::projection::Budget;
+    use crate::storage::Factor;
+    use ndarray::Array2;
+
+    /// Constructors take factors from anywhere: from numbers, from a file, from the accessors of another family, laid out for it.
+    #[test]
+    fn factors_in_any_layout_are_taken() {
+        let layouts: [&dyn Fn(&Factor) -> Factor; 4] = [
+            &|f| f.to_rows().into_owned(),
+            &|f| f.clone().packed_forward(),
+            &|f| f.clone().packed(Op::Forward, 1),
+            &|f| f.clone().packed(Op::Transpose, f.blocks()),
+        ];
+        for entry in FAMILIES {
+            for (shape, storage) in
+                [((96, 80), Storage::F32), ((64, 128), Storage::Bf16), ((80, 96), Storage::Int8)]
+            {
+                let request = [0.5, 1.0, 2.0, 4.0].map(|ratio| Request::new().budget(Budget::Ratio(ratio)));
+                let random = |request| entry.random(shape, request, storage, 7).ok();
+                let Some(matrix) = request.iter().find_map(random) else {
+                    panic!("{}: no member", entry.name)
+                };
+                let dense = matrix.to_dense_f64();
+                let x = Array2::from_shape_fn((5, shape.1), |(i, j)| ((3 * i + 7 * j) % 11) as f64 - 5.0);
+                let g = Array2::from_shape_fn((5, shape.0), |(i, j)| ((5 * i + 3 * j) % 13) as f64 - 6.0);
+                let (y, h) = (x.dot(&dense.t()), g.dot(&dense));
+                for (k, layout) in layouts.iter().enumerate() {
+                    let same = load(matrix.parts().map_factors(layout)).unwrap();
+                    assert_eq!(same.to_dense_f64(), dense, "{} {storage} {k}", entry.name);
+                    let close = |a: &Array2<f64>, b: &Array2<f64>| (a - b).iter().all(|e| e.abs() < 1e-9);
+                    assert!(close(&same.matmul(&x).unwrap(), &y), "{} {storage} {k}", entry.name);
+                    assert!(close(&same.matmul_transpose(&g).unwrap(), &h), "{} {storage} {k}", entry.name);
+                }
+            }
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Sums of Kronecker products.
 
+use super::expanded::Expanded;
 use super::tensor_train::{Modes, SVD_SLACK, Train, balanced, load, plain_sweeps, store, transpose_each};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
@@ -17,7 +18,8 @@ use ndarray::Array2;
 ///
 /// Parameters: $K (m_1 n_1 + m_2 n_2)$. With $x$ as an $n_1 \times n_2$ matrix $X$, the product is $\sum_k A_k X B_k^T$, in the
 /// cheaper order: $K \min(n_1 m_2 n_2 + m_1 n_1 m_2, m_1 n_1 n_2 + m_1 m_2 n_2)$ multiply-adds. Where $m_1$ does not divide the rows
-/// (or $n_1$ the columns), $m_2 = \lceil m / m_1 \rceil$ and the product is cut to size.
+/// (or $n_1$ the columns), $m_2 = \lceil m / m_1 \rceil$ and the product is cut to size. With so many terms that the dense product
+/// takes less, the dense matrix is made on the first product and multiplied.
 ///
 /// Projection: the truncated singular value decomposition of the rearranged matrix (Van Loan and Pitsianis), optimal where
 /// nothing is padded. With padding, sweeps of alternating least squares on the entries that are kept follow, which never
@@ -41,6 +43,7 @@ pub struct Kronecker {
     shape: (usize, usize),
     a: Factor,
     b: Factor,
+    expanded: Expanded,
 }
 
 /// Parameters of [`Kronecker`].
@@ -104,6 +107,12 @@ impl Kronecker {
         (n1 * m2 * n2 + m1 * n1 * m2, m1 * n1 * n2 + m1 * m2 * n2)
     }
 
+    /// Of a product with one vector by the factors.
+    fn own_flops(&self) -> u64 {
+        let (right, left) = self.costs();
+        2 * self.terms() as u64 * right.min(left)
+    }
+
     fn from_train(train: &Train, shape: (usize, usize), storage: Storage) -> Self {
         let (a, b, modes) = (&train.cores[0], &train.cores[1], &train.modes);
         let (terms, n1, n2) = (a.ncols(), modes.cols[0], modes.cols[1]);
@@ -123,12 +132,18 @@ impl Kronecker {
             shape,
             a: Factor::from_fn(storage, shape_a, |k, i, j| a[[i * n1 + j, k]] * scale[k]).packed_forward(),
             b: Factor::from_fn(storage, shape_b, |k, i, j| right(k, i, j) / scale[k]).packed_forward(),
+            expanded: Expanded::default(),
         }
     }
 }
 
 impl<T: Scalar> Multiply<T> for Kronecker {
     fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
+        if Expanded::pays(self.own_flops(), self.shape)
+            && let Some(dense) = self.expanded.dense::<T>(self)
+        {
+            return dense.multiply(op, x, y, update, work.policy);
+        }
         let (batch, policy, len) = (x.rows(), work.policy, x.rows() * self.widest());
         let (o1, i1) = op.order(self.a.rows(), self.a.cols());
         let (o2, i2) = op.order(self.b.rows(), self.b.cols());
@@ -175,10 +190,10 @@ impl StructuredMatrix for Kronecker {
         self.shape
     }
     fn flops(&self, batch: usize) -> u64 {
-        let (right, left) = self.costs();
-        2 * batch as u64 * self.terms() as u64 * right.min(left)
+        batch as u64 * Expanded::flops(self.own_flops(), self.shape)
     }
     fn scratch_len(&self, batch: usize) -> usize {
+        let batch = if Expanded::pays(self.own_flops(), self.shape) { 0 } else { batch };
         4 * Workspace::<f32>::slice_len(batch * self.widest())
     }
     fn to_dense_f64(&self) -> Array2<f64> {
@@ -306,6 +321,7 @@ impl Family for Kronecker {
                 parts.error(format!("a {a:?}, b {b:?}: expected (k, m1, n1), (k, m2, n2) for {m} x {n}"))
             );
         }
-        Ok(Self { shape: (m, n), a: a.packed_forward(), b: b.packed_forward() })
+        let (a, b) = (a.packed_forward(), b.packed_forward());
+        Ok(Self { shape: (m, n), a, b, expanded: Expanded::default() })
     }
 }

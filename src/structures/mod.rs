@@ -10,6 +10,7 @@ mod circulant_diagonal;
 mod column_sparse;
 mod cur;
 mod dense;
+mod expanded;
 mod fourier;
 mod kronecker;
 mod low_rank;

@@ -4,6 +4,7 @@ mod fit;
 
 pub(crate) use fit::{Modes, Train, balanced};
 
+use super::expanded::Expanded;
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
 use crate::kernels::{Rows, RowsMut};
@@ -21,7 +22,8 @@ use serde::{Deserialize, Serialize};
 ///
 /// With $m = \prod m_k$, $n = \prod n_k$ and ranks $r_0 = r_d = 1$, core $k$ holds $r_{k-1} m_k n_k r_k$ numbers, stored as a matrix of
 /// $(r_{k-1} m_k) \times (n_k r_k)$. Multiply-adds: $\sum_k r_{k-1} m_k n_k r_k \prod_{l<k} n_l \prod_{l>k} m_l$. Sizes without
-/// suitable factors are padded: the products of the modes may exceed the shape.
+/// suitable factors are padded: the products of the modes may exceed the shape. With ranks so large that the dense product takes
+/// less, the dense matrix is made on the first product and multiplied.
 ///
 /// Projection: TT-SVD, within $\sqrt{d-1}$ of the optimum and optimal for two cores; then sweeps of alternating least
 /// squares where those can help (three cores or more, padding, activations), which never raise the error. With activations
@@ -45,6 +47,7 @@ pub struct TensorTrain {
     shape: (usize, usize),
     modes: Modes,
     cores: Vec<Factor>,
+    expanded: Expanded,
 }
 
 /// Parameters of [`TensorTrain`].
@@ -127,6 +130,15 @@ impl TensorTrain {
         (0..self.cores.len()).map(of).max().unwrap_or(0)
     }
 
+    /// Of a product with one vector by the cores.
+    fn own_flops(&self) -> u64 {
+        let of = |k: usize| {
+            let (i, j) = self.sides(k);
+            i as u64 * j as u64 * self.cores[k].len() as u64
+        };
+        2 * (0..self.cores.len()).map(of).sum::<u64>()
+    }
+
     fn from_train(train: &Train, shape: (usize, usize), storage: Storage) -> Self {
         let cores = train.cores.iter().enumerate().map(|(k, core)| {
             let (m, n, after) = (train.modes.rows[k], train.modes.cols[k], core.ncols());
@@ -137,7 +149,7 @@ impl TensorTrain {
             })
             .packed_forward()
         });
-        Self { shape, modes: train.modes.clone(), cores: cores.collect() }
+        Self { shape, modes: train.modes.clone(), cores: cores.collect(), expanded: Expanded::default() }
     }
 }
 
@@ -174,6 +186,11 @@ pub(crate) fn store<T: Scalar>(from: &[T], cols: usize, mut y: RowsMut<'_, T>, u
 
 impl<T: Scalar> Multiply<T> for TensorTrain {
     fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
+        if Expanded::pays(self.own_flops(), self.shape)
+            && let Some(dense) = self.expanded.dense::<T>(self)
+        {
+            return dense.multiply(op, x, y, update, work.policy);
+        }
         let (batch, policy, d) = (x.rows(), work.policy, self.cores.len());
         let (outputs, inputs) = op.order(self.modes.padded().0, self.modes.padded().1);
         let len = batch * self.widest();
@@ -213,13 +230,10 @@ impl StructuredMatrix for TensorTrain {
         self.shape
     }
     fn flops(&self, batch: usize) -> u64 {
-        let of = |k: usize| {
-            let (i, j) = self.sides(k);
-            i as u64 * j as u64 * self.cores[k].len() as u64
-        };
-        2 * batch as u64 * (0..self.cores.len()).map(of).sum::<u64>()
+        batch as u64 * Expanded::flops(self.own_flops(), self.shape)
     }
     fn scratch_len(&self, batch: usize) -> usize {
+        let batch = if Expanded::pays(self.own_flops(), self.shape) { 0 } else { batch };
         2 * Workspace::<f32>::slice_len(batch * self.widest())
     }
     fn to_dense_f64(&self) -> Array2<f64> {
@@ -381,7 +395,7 @@ impl Family for TensorTrain {
             rank = next;
             cores.push(core.packed_forward());
         }
-        Ok(Self { shape, modes, cores })
+        Ok(Self { shape, modes, cores, expanded: Expanded::default() })
     }
 }
 
