@@ -34,6 +34,8 @@
 //! multiplied as `f32` or `f64`, the type of $X$. Nothing public panics on data or shapes; nothing uses a thread unless asked to.
 #![deny(unsafe_code)]
 
+pub mod allocation;
+pub mod calibration;
 pub mod compose;
 pub mod error;
 pub mod exec;
