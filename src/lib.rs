@@ -26,7 +26,7 @@
 //!   the parallel policy of a caller.
 //! - [`compose`]: sums, products, transposes, permutations, scalings, direct sums of structured matrices.
 //! - [`storage`]: `f64` to `int4`, for every factor of every family.
-//! - [`layers`]: a linear layer. [`io`]: safetensors files.
+//! - [`layers`]: a linear layer. [`models`]: transformers made of them. [`io`]: safetensors files.
 //! - [`linalg`]: the decompositions behind the projections, in `f64`.
 //!
 //! # Conventions
@@ -45,6 +45,7 @@ pub mod kernels;
 pub mod layers;
 pub mod linalg;
 pub mod matrix;
+pub mod models;
 pub mod parts;
 pub mod projection;
 mod random;

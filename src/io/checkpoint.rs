@@ -5,8 +5,10 @@ use crate::kernels::map_file;
 use crate::matrix::StructuredMatrix;
 use crate::parts::MAX_FEATURES;
 use crate::scalar::Scalar;
+use bytemuck::Pod;
 use memmap2::Mmap;
 use ndarray::{Array2, ArrayD, IxDyn};
+use safetensors::Dtype;
 use safetensors::tensor::{Metadata, SafeTensors, TensorInfo};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,10 +86,14 @@ impl Checkpoint {
         self.plain.contains(name).then(|| self.header.info(name)).flatten().map(|info| info.shape.as_slice())
     }
 
+    /// Shape (out x in) of a structured matrix, where there is one of that name.
+    pub fn structured_shape(&self, name: &str) -> Option<(usize, usize)> {
+        self.records.get(name).map(Record::shape)
+    }
+
     /// Whether there is an ordinary tensor `name` of F64 numbers.
     pub fn is_f64(&self, name: &str) -> bool {
-        self.plain.contains(name)
-            && self.header.info(name).is_some_and(|info| info.dtype == safetensors::Dtype::F64)
+        self.plain.contains(name) && self.header.info(name).is_some_and(|info| info.dtype == Dtype::F64)
     }
 
     /// The structured matrix `name`, built and checked.
@@ -108,25 +114,78 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Unknown`] when there is none of that name, [`Error::File`] for another element type.
     pub fn array<T: Scalar>(&self, name: &str) -> Result<ArrayD<T>> {
-        use safetensors::Dtype::*;
         if !self.plain.contains(name) {
             return Err(self.unknown("tensor", name, self.tensors()));
         }
         let Tensor { dtype, shape, bytes } = self.raw(name)?;
-        fn read<T: Scalar, S: bytemuck::Pod>(bytes: &[u8], widen: impl Fn(S) -> f64) -> Vec<T> {
+        let mut values = Vec::new();
+        self.read(name, dtype, &bytes, &mut values)?;
+        ArrayD::from_shape_vec(IxDyn(&shape), values).map_err(|e| self.bad(format!("tensor `{name}`: {e}")))
+    }
+
+    /// Appends a tensor's numbers, or some of them.
+    fn read<T: Scalar>(&self, name: &str, dtype: Dtype, bytes: &[u8], values: &mut Vec<T>) -> Result<()> {
+        fn append<T: Scalar, S: Pod>(bytes: &[u8], values: &mut Vec<T>, widen: impl Fn(S) -> f64) {
             let numbers = bytes.chunks_exact(size_of::<S>());
-            numbers.map(|number| T::narrow(widen(bytemuck::pod_read_unaligned(number)))).collect()
+            values.extend(numbers.map(|number| T::narrow(widen(bytemuck::pod_read_unaligned(number)))));
         }
-        let values = match dtype {
-            F64 => read(&bytes, |v: f64| v),
-            F32 => read(&bytes, |v: f32| v.into()),
-            F16 => read(&bytes, half::f16::to_f64),
-            BF16 => read(&bytes, half::bf16::to_f64),
+        match dtype {
+            Dtype::F64 => append(bytes, values, |v: f64| v),
+            Dtype::F32 => append(bytes, values, |v: f32| v.into()),
+            Dtype::F16 => append(bytes, values, half::f16::to_f64),
+            Dtype::BF16 => append(bytes, values, half::bf16::to_f64),
             other => {
                 return Err(self.bad(format!("tensor `{name}` is {other:?}, expected F64, F32, F16 or BF16")));
             }
+        }
+        Ok(())
+    }
+
+    /// Some rows of a matrix, in the order asked for; no other page of it is read. What an embedding does.
+    ///
+    /// # Errors
+    /// Those of [`matrix`](Self::matrix), and [`Error::Parameter`] for a row that is not there.
+    pub fn rows<T: Scalar>(&self, name: &str, rows: &[u32]) -> Result<Array2<T>> {
+        let (m, n) = self.matrix_shape(name)?;
+        let Tensor { dtype, bytes, .. } = self.raw(name)?;
+        let width = bytes.len() / m.max(1);
+        let mut values = Vec::with_capacity(rows.len().saturating_mul(n).min(bytes.len()));
+        for &row in rows {
+            let start = (row as usize).checked_mul(width);
+            let row_bytes = start.filter(|_| (row as usize) < m).and_then(|at| bytes.get(at..at + width));
+            let row_bytes = row_bytes
+                .ok_or_else(|| Error::parameter(format!("row of `{name}`"), row, format!("less than {m}")))?;
+            self.read(name, dtype, row_bytes, &mut values)?;
+        }
+        Array2::from_shape_vec((rows.len(), n), values).map_err(|e| self.bad(format!("tensor `{name}`: {e}")))
+    }
+
+    /// An ordinary tensor of integers (of any width, signed or not), flat: token ids, offsets.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] when there is none of that name, [`Error::File`] for another element type or a number that is no `u32`.
+    pub fn integers(&self, name: &str) -> Result<Vec<u32>> {
+        if !self.plain.contains(name) {
+            return Err(self.unknown("tensor", name, self.tensors()));
+        }
+        fn convert<S: Pod + TryInto<u32>>(bytes: &[u8]) -> Option<Vec<u32>> {
+            let numbers = bytes.chunks_exact(size_of::<S>());
+            numbers.map(|number| bytemuck::pod_read_unaligned::<S>(number).try_into().ok()).collect()
+        }
+        let Tensor { dtype, bytes, .. } = self.raw(name)?;
+        let numbers = match dtype {
+            Dtype::U8 => convert::<u8>(&bytes),
+            Dtype::I8 => convert::<i8>(&bytes),
+            Dtype::U16 => convert::<u16>(&bytes),
+            Dtype::I16 => convert::<i16>(&bytes),
+            Dtype::U32 => convert::<u32>(&bytes),
+            Dtype::I32 => convert::<i32>(&bytes),
+            Dtype::U64 => convert::<u64>(&bytes),
+            Dtype::I64 => convert::<i64>(&bytes),
+            other => return Err(self.bad(format!("tensor `{name}` is {other:?}, expected integers"))),
         };
-        ArrayD::from_shape_vec(IxDyn(&shape), values).map_err(|e| self.bad(format!("tensor `{name}`: {e}")))
+        numbers
+            .ok_or_else(|| self.bad(format!("tensor `{name}` holds a number outside of 0 to {}", u32::MAX)))
     }
 
     /// The same, where it must have two axes (out x in).
@@ -134,6 +193,13 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`array`](Self::array), and [`Error::File`] for another number of axes or an absurd size.
     pub fn matrix<T: Scalar>(&self, name: &str) -> Result<Array2<T>> {
+        let shape = self.matrix_shape(name)?;
+        let array = self.array(name)?;
+        array.into_shape_with_order(shape).map_err(|e| self.bad(format!("tensor `{name}`: {e}")))
+    }
+
+    /// The shape of an ordinary tensor that must be a matrix.
+    fn matrix_shape(&self, name: &str) -> Result<(usize, usize)> {
         let shape = self.shape(name).ok_or_else(|| self.unknown("tensor", name, self.tensors()))?;
         let &[m, n] = shape else {
             return Err(
@@ -145,8 +211,7 @@ impl Checkpoint {
                 self.bad(format!("tensor `{name}` is {m} x {n}, expected at most {MAX_FEATURES} features"))
             );
         }
-        let array = self.array(name)?;
-        array.into_shape_with_order((m, n)).map_err(|e| self.bad(format!("tensor `{name}`: {e}")))
+        Ok((m, n))
     }
 
     /// A tensor's bytes, factors of structured matrices included.

@@ -11,6 +11,8 @@
 //! | int4 | codes `U8`, two per byte, low nibble first, offset 8; scales as for int8 |
 //! | index lists | `U32` |
 //!
+//! A model may lie in one file ([`Checkpoint`]) or in several with an index ([`Sharded`]); [`Source`] is either, and [`open`] finds out which.
+//!
 //! Files are memory-mapped and untrusted: headers, names, shapes, lengths and indices are checked before anything is allocated.
 //! As with any memory-mapped file, another process that truncates it while it is open can end this one.
 //! Writing goes to a temporary file beside the target, which is synced and renamed: a failed or interrupted write leaves the
@@ -39,10 +41,14 @@
 mod checkpoint;
 mod header;
 mod record;
+mod sharded;
+mod source;
 mod staged;
 mod writer;
 
 pub use checkpoint::Checkpoint;
+pub use sharded::Sharded;
+pub use source::{Source, open};
 pub use staged::Staged;
 pub use writer::Writer;
 

@@ -57,6 +57,13 @@ pub(super) struct Record {
     children: Vec<Record>,
 }
 
+impl Record {
+    /// `(out_features, in_features)`, as claimed.
+    pub(super) fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FactorRecord {

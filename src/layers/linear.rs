@@ -1,6 +1,6 @@
 use crate::error::{Error, Result};
 use crate::exec::Exec;
-use crate::io::{Checkpoint, Writer};
+use crate::io::{Source, Writer};
 use crate::matrix::{Apply, StructuredMatrix, Update};
 use crate::projection::{Family, Objective, Options, Projected, Report};
 use crate::scalar::Scalar;
@@ -62,22 +62,32 @@ impl Linear {
     ///
     /// # Errors
     /// [`Error::Unknown`] when there is no such weight, [`Error::File`] for a malformed one, [`Error::Shape`] for a bias of
-    /// another length.
-    pub fn load(file: &Checkpoint, name: &str) -> Result<Self> {
+    /// another length, and those of [`Source::find`].
+    pub fn load(source: &dyn Source, name: &str) -> Result<Self> {
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
-        let weight: Box<dyn StructuredMatrix> = match file.structured().any(|known| known == weight) {
-            true => file.load(&weight)?,
-            false if file.is_f64(&weight) => Box::new(Dense::new(&file.matrix::<f64>(&weight)?)?),
-            false => Box::new(Dense::new(&file.matrix::<f32>(&weight)?)?),
+        let file = source.need(&weight)?;
+        let weight: Box<dyn StructuredMatrix> = match file.structured_shape(&weight) {
+            Some(_) => file.load(&weight)?,
+            None if file.is_f64(&weight) => Box::new(Dense::new(&file.matrix::<f64>(&weight)?)?),
+            None => Box::new(Dense::new(&file.matrix::<f32>(&weight)?)?),
         };
-        let bias: Option<Array1<f64>> = match file.shape(&bias) {
+        let bias: Option<Array1<f64>> = match source.find(&bias)? {
             None => None,
-            Some(shape) => {
-                let wrong = Error::shape("bias", &[weight.shape().0], shape);
-                Some(file.array::<f64>(&bias)?.into_dimensionality::<Ix1>().map_err(|_| wrong)?)
+            Some(file) => {
+                let array = file.array::<f64>(&bias)?;
+                let wrong = Error::shape("bias", &[weight.shape().0], array.shape());
+                Some(array.into_dimensionality::<Ix1>().map_err(|_| wrong)?)
             }
         };
         Self::new(weight, bias.as_deref())
+    }
+
+    /// The same bias with another weight, of the same number of outputs.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the bias does not fit.
+    pub fn with_weight(&self, weight: Box<dyn StructuredMatrix>) -> Result<Self> {
+        Self::new(weight, self.bias.as_deref())
     }
 
     /// Adds `NAME.weight` and `NAME.bias` to a file.

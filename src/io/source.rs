@@ -1,0 +1,58 @@
+use super::{Checkpoint, Sharded};
+use crate::error::{Error, Result};
+use std::fmt::Debug;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Where the tensors of a model are: one file, or several.
+///
+/// A model holds it as `Arc<dyn Source>`: `Arc::new(Checkpoint::open(path)?)`, or what [`open`] returns.
+pub trait Source: Debug + Send + Sync {
+    /// The file, or the index of the files.
+    fn path(&self) -> &Path;
+
+    /// The file that holds the tensor or structured matrix `name`; `None` where there is no such.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::open`], for a file that is opened by this call.
+    fn find(&self, name: &str) -> Result<Option<&Checkpoint>>;
+
+    /// The same, where it must be there.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] where it is not, and those of [`find`](Self::find).
+    fn need(&self, name: &str) -> Result<&Checkpoint> {
+        self.find(name)?.ok_or_else(|| Error::Unknown {
+            kind: "tensor",
+            name: name.to_owned(),
+            expected: format!("one that is in {}", self.path().display()),
+        })
+    }
+}
+
+impl Source for Checkpoint {
+    fn path(&self) -> &Path {
+        self.path()
+    }
+
+    fn find(&self, name: &str) -> Result<Option<&Checkpoint>> {
+        let there = self.shape(name).is_some() || self.structured_shape(name).is_some();
+        Ok(there.then_some(self))
+    }
+}
+
+/// Opens a model: a safetensors file, an index (`.json`) of several, or a folder with `model.safetensors` or
+/// `model.safetensors.index.json` in it.
+///
+/// # Errors
+/// Those of [`Checkpoint::open`] and [`Sharded::open`].
+pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn Source>> {
+    let path = path.as_ref();
+    let index = path.join("model.safetensors.index.json");
+    Ok(match path.extension() {
+        Some(ending) if ending == "json" => Arc::new(Sharded::open(path)?),
+        _ if index.is_file() => Arc::new(Sharded::open(index)?),
+        _ if path.is_dir() => Arc::new(Checkpoint::open(path.join("model.safetensors"))?),
+        _ => Arc::new(Checkpoint::open(path)?),
+    })
+}
