@@ -37,6 +37,7 @@
 pub mod allocation;
 pub mod calibration;
 pub mod compose;
+pub mod compression;
 pub mod error;
 pub mod exec;
 pub mod io;

@@ -76,6 +76,11 @@ impl Checkpoint {
         self.plain.iter().map(String::as_str)
     }
 
+    /// Names of all tensors of the file, the factors of structured matrices included.
+    pub(crate) fn all_tensors(&self) -> Vec<String> {
+        self.header.offset_keys()
+    }
+
     /// Names of the structured matrices, sorted.
     pub fn structured(&self) -> impl Iterator<Item = &str> {
         self.records.keys().map(String::as_str)

@@ -86,6 +86,16 @@ impl Sharded {
 }
 
 impl Source for Sharded {
+    fn names(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for number in 0..self.shards.len() {
+            let file = self.shard(number)?;
+            names.extend(file.tensors().chain(file.structured()).map(str::to_owned));
+        }
+        names.sort();
+        Ok(names)
+    }
+
     fn path(&self) -> &Path {
         &self.path
     }

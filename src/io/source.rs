@@ -11,6 +11,12 @@ pub trait Source: Debug + Send + Sync {
     /// The file, or the index of the files.
     fn path(&self) -> &Path;
 
+    /// Names of all tensors and structured matrices, sorted.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::open`].
+    fn names(&self) -> Result<Vec<String>>;
+
     /// The file that holds the tensor or structured matrix `name`; `None` where there is no such.
     ///
     /// # Errors
@@ -31,6 +37,12 @@ pub trait Source: Debug + Send + Sync {
 }
 
 impl Source for Checkpoint {
+    fn names(&self) -> Result<Vec<String>> {
+        let mut names: Vec<String> = self.tensors().chain(self.structured()).map(str::to_owned).collect();
+        names.sort();
+        Ok(names)
+    }
+
     fn path(&self) -> &Path {
         self.path()
     }

@@ -1,0 +1,112 @@
+use super::variant::Variant;
+use crate::error::{Error, Result};
+use crate::registry;
+use crate::storage::Storage;
+use serde::{Deserialize, Serialize};
+
+/// How much all matrices together may take.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelBudget {
+    /// Parameters, as a fraction of those of the dense matrices.
+    Params(f64),
+    /// Bytes, as a fraction of those of the dense matrices in `f32`.
+    Bytes(f64),
+}
+
+impl ModelBudget {
+    /// The fraction.
+    pub fn fraction(self) -> f64 {
+        match self {
+            Self::Params(fraction) | Self::Bytes(fraction) => fraction,
+        }
+    }
+}
+
+/// How the budget is spread over the matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Where it lowers the error most; see [`allocate`](crate::allocation::allocate).
+    Auto,
+    /// In proportion to the dense sizes; every matrix then takes the best variant that fits.
+    Uniform,
+}
+
+/// What a [`Compressor`](super::Compressor) does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// What all matrices together may take.
+    pub budget: ModelBudget,
+    /// How that is spread.
+    pub method: Method,
+    /// What each matrix may become.
+    pub variants: Vec<Variant>,
+    /// Whether each stage is fitted to what the compressed stages before it make of the inputs, and to the outputs of the dense model;
+    /// otherwise every matrix to what it sees in the dense model.
+    pub sequential: bool,
+    /// Whether biases, where there are any, take the mean error of their outputs.
+    pub bias: bool,
+    /// Noise assumed in every input; see [`Moments::gram`](crate::calibration::Moments::gram).
+    pub dampening: f64,
+    /// Most iterations of iterative projections, in the survey and in the fit.
+    pub iterations: (usize, usize),
+    /// Seed of everything random.
+    pub seed: u64,
+}
+
+impl Settings {
+    /// Defaults for a budget: all of `structures` in all of `storages`, in sizes around the budget.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] for a fraction that is not in 0 to 1, or no structure or storage; [`Error::Unknown`] for an unknown structure.
+    pub fn new(budget: ModelBudget, structures: &[&str], storages: &[Storage]) -> Result<Self> {
+        if structures.is_empty() || storages.is_empty() {
+            return Err(Error::parameter("structures and storages", "none", "at least one of each"));
+        }
+        let settings = Self {
+            budget,
+            method: Method::Auto,
+            variants: Vec::new(),
+            sequential: true,
+            bias: true,
+            dampening: 0.01,
+            iterations: (10, 40),
+            seed: 0,
+        };
+        settings.check()?;
+        let mut variants = Vec::new();
+        for &structure in structures {
+            registry::family(structure)?;
+            for &storage in storages {
+                // What a ratio of 1 takes of the budget's unit.
+                let unit = match budget {
+                    ModelBudget::Params(_) => 1.0,
+                    ModelBudget::Bytes(_) => storage.bytes(32, 32) as f64 / Storage::F32.bytes(32, 32) as f64,
+                };
+                if structure == "dense" {
+                    variants.push(Variant::new(structure, storage, 1.0));
+                    continue;
+                }
+                let middle = budget.fraction() / unit;
+                let steps = [0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.8];
+                let ratios = steps.map(|step| step * middle);
+                variants.extend(
+                    ratios.into_iter().filter(|r| *r < 1.0).map(|r| Variant::new(structure, storage, r)),
+                );
+            }
+        }
+        Ok(Self { variants, ..settings })
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        let fraction = self.budget.fraction();
+        if !(fraction > 0.0 && fraction.is_finite()) {
+            return Err(Error::parameter("budget", fraction, "a positive number"));
+        }
+        if !(self.dampening >= 0.0 && self.dampening.is_finite()) {
+            return Err(Error::parameter("dampening", self.dampening, "a finite number >= 0"));
+        }
+        Ok(())
+    }
+}
