@@ -619,8 +619,7 @@ fn tensors_that_do_not_fit_the_description_are_named() {
     let weights = bert_weights(&BERT);
     let architecture = Architecture::bert(BERT);
     let message = |weights: &Weights, architecture: &Architecture| {
-        let message = Setup::new(weights).open(architecture).unwrap_err().to_string();
-        message
+        Setup::new(weights).open(architecture).unwrap_err().to_string()
     };
     for name in weights.keys() {
         let mut without = weights.clone();
@@ -809,10 +808,11 @@ fn minilm_gives_the_published_embeddings() {
     let moments = Checkpoint::open(oracle.join("gram.safetensors")).unwrap();
     let mut grams: BTreeMap<String, Gram> = BTreeMap::new();
     let mut observe = |sites: &[Site], x: &ArrayRef2<f32>| {
-        let own =
+        let mut own =
             sites.iter().filter(|site| moments.shape(&format!("second_moment/{}", site.name)).is_some());
-        own.map(|site| grams.entry(site.name.clone()).or_insert_with(|| Gram::new(x.ncols())).accumulate(x))
-            .collect()
+        own.try_for_each(|site| {
+            grams.entry(site.name.clone()).or_insert_with(|| Gram::new(x.ncols())).accumulate(x)
+        })
     };
     for batch in tokens.batches(1024) {
         model.forward(&batch, &mut exec, &mut observe).unwrap();
