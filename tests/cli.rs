@@ -6,6 +6,7 @@ use common::{correlated_gram, difference, gaussian};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use structmat::io::{Checkpoint, Writer};
+use structmat::models::{Architecture, Sizes};
 use structmat::ndarray::{Array1, Array2};
 use structmat::prelude::*;
 
@@ -337,5 +338,173 @@ fn every_tool_has_help() {
     for name in ["compress", "apply", "efficiency", "swap_linear"] {
         let output = tool(name).arg("--help").output().unwrap();
         assert!(output.status.success() && text(&output.stdout).contains("Usage"), "{name}");
+    }
+}
+
+/// A BERT of two blocks as `bert.safetensors` with its description, ten sentences as `tokens.safetensors`, and scores of their pairs as `pairs.tsv`.
+fn sentences() -> Setup {
+    let setup = Setup { folder: tempfile::tempdir().unwrap() };
+    let architecture = Architecture::bert(Sizes {
+        hidden: 16,
+        intermediate: 32,
+        layers: 2,
+        heads: 4,
+        kv_heads: 4,
+        head_dim: None,
+        vocabulary: 20,
+        max_positions: 9,
+    });
+    architecture.save(setup.path("bert.json")).unwrap();
+    let mut writer = Writer::new();
+    let (ones, zeros) = (Array1::<f32>::ones(16), Array1::<f32>::zeros(16));
+    for (seed, site) in architecture.sites().iter().enumerate() {
+        writer
+            .array(&site.name, &gaussian(site.shape.0, site.shape.1, seed as u64).mapv(|v| v as f32))
+            .unwrap();
+        writer.array(&format!("{}.bias", site.layer_name()), &Array1::<f32>::zeros(site.shape.0)).unwrap();
+    }
+    for norm in [
+        "encoder.layer.0.output",
+        "encoder.layer.0.attention.output",
+        "encoder.layer.1.output",
+        "encoder.layer.1.attention.output",
+        "embeddings",
+    ] {
+        writer.array(&format!("{norm}.LayerNorm.weight"), &ones).unwrap();
+        writer.array(&format!("{norm}.LayerNorm.bias"), &zeros).unwrap();
+    }
+    for (table, rows) in [("word", 20), ("position", 9), ("token_type", 2)] {
+        let table_name = format!("embeddings.{table}_embeddings.weight");
+        writer.array(&table_name, &gaussian(rows, 16, 90 + rows as u64).mapv(|v| v as f32)).unwrap();
+    }
+    writer.write(setup.path("bert.safetensors")).unwrap();
+
+    let lengths = [3, 5, 1, 9, 4, 4, 2, 7, 6, 3];
+    let offsets: Vec<i32> = (0..=10).map(|i| lengths[..i].iter().sum()).collect();
+    let ids: Vec<i32> = (0..offsets[10]).map(|i| i * 7 % 20).collect();
+    write_tokens(&setup.path("tokens.safetensors"), &ids, &offsets);
+    std::fs::write(setup.path("pairs.tsv"), "score\ta\tb\n1\t-\t-\n1\t-\t-\n2.5\t-\t-\n3\t-\t-\n3\t-\t-\n")
+        .unwrap();
+    setup
+}
+
+fn write_tokens(path: &Path, ids: &[i32], offsets: &[i32]) {
+    let bytes: Vec<u8> = ids.iter().chain(offsets).flat_map(|v| v.to_le_bytes()).collect();
+    let header = serde_json::json!({
+        "input_ids": {"dtype": "I32", "shape": [ids.len()], "data_offsets": [0, 4 * ids.len()]},
+        "offsets": {"dtype": "I32", "shape": [offsets.len()], "data_offsets": [4 * ids.len(), bytes.len()]},
+    });
+    let header = header.to_string();
+    let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &bytes].concat();
+    std::fs::write(path, file).unwrap();
+}
+
+const SENTENCES: [&str; 4] = ["--tokens", "tokens.safetensors", "--architecture", "bert.json"];
+
+#[test]
+fn sentence_embedding_ranks_pairs_with_dense_and_compressed_matrices() {
+    let setup = sentences();
+    let args = [
+        "--model",
+        "bert.safetensors",
+        "--pairs",
+        "pairs.tsv",
+        "--output",
+        "dense.safetensors",
+        "--batch",
+        "12",
+    ];
+    let output = setup.run("sentence_embedding", &[&SENTENCES[..], &args].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let stdout = text(&output.stdout);
+    assert!(
+        stdout.contains("10 sentences, 44 tokens -> 10 x 16") && stdout.contains("(100.0 % of dense)"),
+        "{stdout}"
+    );
+
+    // Spearman's correlation again, with ranks by counting.
+    let y = matrix(&setup.path("dense.safetensors"), "embeddings");
+    assert!(y.outer_iter().all(|row| (row.dot(&row) - 1.0).abs() < 1e-6));
+    let ranks = |values: [f64; 5]| {
+        let rank = |v| {
+            values
+                .iter()
+                .map(|u| {
+                    if *u < v {
+                        1.0
+                    } else if *u == v {
+                        0.5
+                    } else {
+                        0.0
+                    }
+                })
+                .sum::<f64>()
+                - 2.5
+        };
+        Array1::from_iter(values.map(rank))
+    };
+    let (a, b) =
+        (ranks([0, 2, 4, 6, 8].map(|i| y.row(i).dot(&y.row(i + 1)))), ranks([1.0, 1.0, 2.5, 3.0, 3.0]));
+    let expected = a.dot(&b) / (a.dot(&a) * b.dot(&b)).sqrt();
+    assert!(
+        stdout.contains(&format!("Spearman correlation over 5 pairs: {expected:.4}")),
+        "{stdout}, {expected}"
+    );
+
+    // Compressed matrices: beside the dense ones, and in a file of all tensors.
+    let compress = "--input bert.safetensors --tensors *.dense.weight --structure low_rank --ratio 0.5 --output small.safetensors";
+    assert!(setup.run("compress", &compress.split_whitespace().collect::<Vec<_>>()).status.success());
+    let beside = [
+        "--model",
+        "bert.safetensors",
+        "--compressed",
+        "small.safetensors",
+        "--output",
+        "beside.safetensors",
+    ];
+    let output = setup.run("sentence_embedding", &[&SENTENCES[..], &beside].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(!text(&output.stdout).contains("(100.0 % of dense)"));
+    let alone = ["--model", "small.safetensors", "--output", "alone.safetensors"];
+    assert!(setup.run("sentence_embedding", &[&SENTENCES[..], &alone].concat()).status.success());
+    let beside = matrix(&setup.path("beside.safetensors"), "embeddings");
+    assert_eq!(beside, matrix(&setup.path("alone.safetensors"), "embeddings"));
+    assert_ne!(beside, y);
+}
+
+#[test]
+fn sentence_embedding_says_in_one_line_what_is_wrong() {
+    let setup = sentences();
+    write_tokens(&setup.path("unknown.safetensors"), &[3, 20], &[0, 2]);
+    write_tokens(&setup.path("long.safetensors"), &[3; 10], &[0, 10]);
+    write_tokens(&setup.path("empty.safetensors"), &[3, 4], &[0, 0, 2]);
+    let mut writer = Writer::new();
+    writer.array("other.weight", &gaussian(4, 4, 1)).unwrap();
+    writer.write(setup.path("other.safetensors")).unwrap();
+    std::fs::write(setup.path("few.tsv"), "1\ta\tb\n").unwrap();
+    std::fs::write(setup.path("words.tsv"), "1\ta\tb\nmuch\ta\tb\n").unwrap();
+    let model = ["--model", "bert.safetensors"];
+    let cases: [(Vec<&str>, &str); 9] = [
+        (vec!["--tokens", "tokens.safetensors"], "config.json"),
+        (vec!["--tokens", "tokens.safetensors", "--architecture", "all-minilm-l6-v2"], "[30522, 384]"),
+        (vec!["--tokens", "unknown.safetensors", "--architecture", "bert.json"], "token id` = 20"),
+        (vec!["--tokens", "long.safetensors", "--architecture", "bert.json"], "at most 9"),
+        (vec!["--tokens", "empty.safetensors", "--architecture", "bert.json"], "offsets of sequence 0"),
+        (vec!["--tokens", "bert.safetensors", "--architecture", "bert.json"], "unknown tensor `offsets`"),
+        (
+            [&SENTENCES[..], &["--compressed", "other.safetensors"]].concat(),
+            "holds no matrix of the model's blocks",
+        ),
+        ([&SENTENCES[..], &["--pairs", "few.tsv"]].concat(), "has 1 pairs"),
+        ([&SENTENCES[..], &["--pairs", "words.tsv"]].concat(), "line 2: expected a score"),
+    ];
+    let files = setup.files();
+    for (args, expected) in cases {
+        let output =
+            setup.run("sentence_embedding", &[&model[..], &args, &["--output", "y.safetensors"]].concat());
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(message.contains(expected) && message.lines().count() == 1, "{args:?}: {message}");
+        assert_eq!(setup.files(), files, "{args:?}");
     }
 }

@@ -431,7 +431,7 @@ impl Architecture {
         let BlockTensors { attention_in, attention_out, mlp_in, mlp_out, .. } = &self.tensors.block;
         let Sizes { hidden, intermediate, heads, kv_heads, .. } = self.sizes;
         let head_dim = self.sizes.head_dim();
-        let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+        let (queries, keys) = (heads.saturating_mul(head_dim), kv_heads.saturating_mul(head_dim));
         let mut names = vec![
             (Stage::AttentionIn, attention_in.query.as_str(), (queries, hidden)),
             (Stage::AttentionIn, &attention_in.key, (keys, hidden)),
@@ -451,9 +451,9 @@ impl Architecture {
         self.block_names().into_iter().map(site).collect()
     }
 
-    /// The sites of all blocks.
+    /// The sites of all blocks, in the order of their execution. No file is needed: the description has their shapes.
     pub fn sites(&self) -> Vec<Site> {
-        (0..self.sizes.layers).flat_map(|layer| self.block_sites(layer)).collect()
+        (0..self.sizes.layers.min(MAX_LAYERS)).flat_map(|layer| self.block_sites(layer)).collect()
     }
 
     /// A full name, without `.weight`.
