@@ -3,6 +3,7 @@
 //! Each row is transformed by itself, as a complex row of half the length. Packing two rows into one complex transform
 //! would save the untangling pass, but lets the rounding errors (and NaN) of one row leak into the other.
 
+use super::spectral::{Convolution, Transform};
 use crate::matrix::Update;
 use crate::scalar::Scalar;
 use crate::storage::Factor;
@@ -253,8 +254,8 @@ pub struct Spectrum<T> {
     pub(crate) plans: Vec<RealFft<T>>,
     /// Cosine transforms, in the structure's own order.
     pub(crate) cosines: Vec<Cosine<T>>,
-    /// Weights, in the structure's own order.
-    pub(crate) values: Vec<Complex<T>>,
+    /// Convolutions.
+    pub(crate) convolution: Option<Convolution<T>>,
     /// Sparse products, forward and transposed.
     pub(crate) terms: [Vec<Term<T>>; 2],
     /// Dense weights, one block per bin.
@@ -286,6 +287,12 @@ impl SpectrumCache {
         let need =
             |&len: &usize| Cosine::<f32>::new(len).scratch_len().max(Cosine::<f64>::new(len).scratch_len());
         *self.scratch.get_or_init(|| lengths.iter().map(need).max().unwrap_or(0))
+    }
+
+    /// Scratch entries that a [`Transform`] of this length needs in either compute type, computed the first time.
+    pub(crate) fn transform_scratch_len(&self, len: usize) -> usize {
+        let need = || Transform::<f32>::new(len).scratch_len().max(Transform::<f64>::new(len).scratch_len());
+        *self.scratch.get_or_init(need)
     }
 }
 

@@ -18,6 +18,7 @@ pub(crate) mod simd;
 mod small;
 pub(crate) mod source;
 mod sparse;
+mod spectral;
 mod team;
 mod view;
 
@@ -40,4 +41,7 @@ pub(crate) use packing::{Lanes, Packing, SLACK};
 #[doc(hidden)]
 pub use sparse::{Pattern, SparseProduct};
 pub(crate) use sparse::{multiply_sparse, sparse_scratch_len};
+#[doc(hidden)]
+pub use spectral::{ColumnPass, GridProduct, SpectrumGrid};
+pub(crate) use spectral::{Convolution, plane};
 pub(crate) use team::{join, width as team_width};

@@ -1,9 +1,9 @@
 //! Block-circulant matrices.
 
-use super::spectral::{for_rows, scratch_len, spectrum_of, transform_flops};
+use super::spectral::{convolve, convolve_scratch_len, for_rows, scratch_len, spectrum_of, transform_flops};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
-use crate::kernels::{PanelMap, RealFft, Spectrum, SpectrumCache};
+use crate::kernels::{Convolution, PanelMap, RealFft, Spectrum, SpectrumCache};
 use crate::linalg::SpdSolver;
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
@@ -16,6 +16,9 @@ use num_complex::Complex;
 
 /// Blocks up to this size are expanded to a dense matrix on first use: transforms would save less than they cost.
 const DENSE_BLOCK: usize = 4;
+
+/// Blocks from this size on have bins enough to fill vectors; for smaller ones the blocks do.
+const WIDE_BLOCK: usize = 24;
 
 /// Added to the diagonal of the systems of the projection, relative to its mean.
 const RIDGE: f64 = 1e-10;
@@ -78,7 +81,11 @@ impl BlockCirculant {
         self.block() <= DENSE_BLOCK
     }
 
-    /// The weights that products use: `W` itself, or `[Re, -Im; Im, Re]` per bin, whose transpose is the adjoint.
+    fn is_wide(&self) -> bool {
+        self.block() >= WIDE_BLOCK
+    }
+
+    /// The weights that products use: `W` itself, or spectra, or `[Re, -Im; Im, Re]` per bin, whose transpose is the adjoint.
     fn spectrum<T: Scalar>(&self) -> &Spectrum<T> {
         self.cache.get(|| {
             let storage = if size_of::<T>() == 4 { Storage::F32 } else { Storage::F64 };
@@ -87,6 +94,14 @@ impl BlockCirculant {
                 return Spectrum { factor, ..Default::default() };
             }
             let (a, b, p) = self.c.shape();
+            if self.is_wide() {
+                let convolution = Convolution::new(p, (a, b), |i, j| {
+                    let mut c = vec![0.0; p];
+                    self.c.decode_row(i, j, 0, &mut c);
+                    c
+                });
+                return Spectrum { convolution: Some(convolution), ..Default::default() };
+            }
             let plan = RealFft::<T>::new(p);
             let mut bins = Array3::<Complex<f64>>::zeros((a, b, plan.bins()));
             let mut row = vec![0.0; p];
@@ -124,7 +139,21 @@ impl<T: Scalar> Multiply<T> for BlockCirculant {
             }
             return;
         }
-        let Spectrum { plans, factor, .. } = self.spectrum::<T>();
+        let Spectrum { plans, factor, convolution, .. } = self.spectrum::<T>();
+        if let Some(convolution) = convolution {
+            let p = self.block();
+            return convolve(
+                convolution,
+                &self.cache,
+                self.flops(1),
+                Operands { op, x, y, update, work },
+                &|j, x, _| &x[j * p..x.len().min((j + 1) * p)],
+                &|i, y, _, inverse| {
+                    let end = y.len().min((i + 1) * p);
+                    inverse(&mut y[i * p..end], update);
+                },
+            );
+        }
         let Some(factor) = factor else { return };
         if self.is_dense() {
             return factor.multiply(op, x, y, update, work.policy);
@@ -186,6 +215,9 @@ impl StructuredMatrix for BlockCirculant {
             return Workspace::<f32>::slice_len(0);
         }
         let (a, b, p) = self.c.shape();
+        if self.is_wide() {
+            return convolve_scratch_len(batch, p, (a, b), &self.cache);
+        }
         let panel = |blocks: usize| Workspace::<f32>::matrix_len(batch, (p / 2 + 1) * 2 * blocks);
         panel(a) + panel(b) + scratch_len(batch, self.task_len())
     }
