@@ -1,8 +1,8 @@
 //! The compute types: `f32` and `f64`.
 
 use crate::kernels::{
-    ColumnPass, GridProduct, Kernel, Level, Mix, PanelProduct, RowScaling, SparseProduct, Spectrum,
-    SpectrumCache,
+    BlockPass, ColumnPass, GridProduct, Kernel, Level, Mix, PanelProduct, RowScaling, SparseProduct,
+    Spectrum, SpectrumCache,
 };
 use crate::matrix::{Operands, StructuredMatrix};
 use crate::storage::Factor;
@@ -60,6 +60,9 @@ pub trait Scalar:
     /// A transform of a real row; likewise.
     #[doc(hidden)]
     fn columns(level: Level, pass: ColumnPass<'_, Self>);
+    /// Transforms of the blocks of a row; likewise.
+    #[doc(hidden)]
+    fn blocks(level: Level, pass: BlockPass<'_, Self>);
     /// A product between spectra; likewise.
     #[doc(hidden)]
     fn grid(level: Level, product: GridProduct<'_, Self>);
@@ -102,6 +105,9 @@ macro_rules! scalar {
                 factor.sparse(product);
             }
             fn columns(level: Level, pass: ColumnPass<'_, Self>) {
+                pass.run(level);
+            }
+            fn blocks(level: Level, pass: BlockPass<'_, Self>) {
                 pass.run(level);
             }
             fn grid(level: Level, product: GridProduct<'_, Self>) {

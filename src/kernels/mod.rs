@@ -28,7 +28,7 @@ pub use view::{Rows, RowsMut};
 
 pub(crate) use fft::{Cosine, RealFft, fft2};
 #[doc(hidden)]
-pub use fft::{Spectrum, SpectrumCache, Term};
+pub use fft::{SparseSpectrum, Spectrum, SpectrumCache};
 pub(crate) use file_map::map_file;
 #[doc(hidden)]
 pub use gemm::{PanelMap, PanelProduct, RowScaling};
@@ -42,6 +42,6 @@ pub(crate) use packing::{Lanes, Packing, SLACK};
 pub use sparse::{Pattern, SparseProduct};
 pub(crate) use sparse::{multiply_sparse, sparse_scratch_len};
 #[doc(hidden)]
-pub use spectral::{ColumnPass, GridProduct, SpectrumGrid};
-pub(crate) use spectral::{Convolution, plane};
+pub use spectral::{BlockPass, ColumnPass, GridProduct, SpectrumGrid};
+pub(crate) use spectral::{BlockTransform, Convolution, Transform, plane};
 pub(crate) use team::{join, width as team_width};

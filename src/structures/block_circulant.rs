@@ -1,9 +1,9 @@
 //! Block-circulant matrices.
 
-use super::spectral::{convolve, convolve_scratch_len, for_rows, scratch_len, spectrum_of, transform_flops};
+use super::spectral::{convolve, convolve_scratch_len, for_rows, scratch_len, transform_flops};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
-use crate::kernels::{Convolution, PanelMap, RealFft, Spectrum, SpectrumCache};
+use crate::kernels::{BlockTransform, Convolution, PanelMap, RealFft, Spectrum, SpectrumCache};
 use crate::linalg::SpdSolver;
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
@@ -18,7 +18,7 @@ use num_complex::Complex;
 const DENSE_BLOCK: usize = 4;
 
 /// Blocks from this size on have bins enough to fill vectors; for smaller ones the blocks do.
-const WIDE_BLOCK: usize = 24;
+const WIDE_BLOCK: usize = 256;
 
 /// Added to the diagonal of the systems of the projection, relative to its mean.
 const RIDGE: f64 = 1e-10;
@@ -102,8 +102,9 @@ impl BlockCirculant {
                 });
                 return Spectrum { convolution: Some(convolution), ..Default::default() };
             }
-            let plan = RealFft::<T>::new(p);
-            let mut bins = Array3::<Complex<f64>>::zeros((a, b, plan.bins()));
+            let transform = BlockTransform::<T>::new(p);
+            let scale = 1.0 / transform.gain() as f64;
+            let mut bins = Array3::<Complex<f64>>::zeros((a, b, transform.bins()));
             let mut row = vec![0.0; p];
             for i in 0..a {
                 for j in 0..b {
@@ -111,10 +112,10 @@ impl BlockCirculant {
                     bins.slice_mut(s![i, j, ..])
                         .iter_mut()
                         .zip(spectrum_of(&row))
-                        .for_each(|(to, z)| *to = z);
+                        .for_each(|(to, z)| *to = z * scale);
                 }
             }
-            let factor = Factor::from_fn(storage, (plan.bins(), 2 * a, 2 * b), |f, i, j| {
+            let factor = Factor::from_fn(storage, (transform.bins(), 2 * a, 2 * b), |f, i, j| {
                 let z = bins[[i % a, j % b, f]];
                 match (i < a, j < b) {
                     (true, true) | (false, false) => z.re,
@@ -122,12 +123,15 @@ impl BlockCirculant {
                     (false, true) => z.im,
                 }
             });
-            Spectrum { plans: vec![plan], factor: Some(factor.packed_forward()), ..Default::default() }
+            Spectrum { blocks: Some(transform), factor: Some(factor.packed_forward()), ..Default::default() }
         })
     }
 
     fn task_len(&self) -> usize {
-        self.block() / 2 + 1 + self.cache.scratch_len(&[self.block()])
+        let p = self.block();
+        let need =
+            || BlockTransform::<f32>::new(p).scratch_len().max(BlockTransform::<f64>::new(p).scratch_len());
+        self.cache.scratch_len(need)
     }
 }
 
@@ -139,7 +143,7 @@ impl<T: Scalar> Multiply<T> for BlockCirculant {
             }
             return;
         }
-        let Spectrum { plans, factor, convolution, .. } = self.spectrum::<T>();
+        let Spectrum { blocks, factor, convolution, .. } = self.spectrum::<T>();
         if let Some(convolution) = convolution {
             let p = self.block();
             return convolve(
@@ -158,10 +162,10 @@ impl<T: Scalar> Multiply<T> for BlockCirculant {
         if self.is_dense() {
             return factor.multiply(op, x, y, update, work.policy);
         }
-        let (plan, p, batch, policy) = (&plans[0], self.block(), x.rows(), work.policy);
-        let (a, b, _) = self.c.shape();
+        let Some(transform) = blocks else { return };
+        let (batch, policy, bins) = (x.rows(), work.policy, transform.bins());
+        let (a, b, p) = self.c.shape();
         let (outputs, inputs) = op.order(a, b);
-        let bins = plan.bins();
         let (mut x_bins, work) = work.matrix(batch, bins * 2 * inputs);
         let (mut y_bins, mut work) = work.matrix(batch, bins * 2 * outputs);
         let transforms = |blocks: usize| blocks as u64 * transform_flops(p);
@@ -171,26 +175,12 @@ impl<T: Scalar> Multiply<T> for BlockCirculant {
             work.reborrow(),
             self.task_len(),
             transforms(inputs),
-            &|x, to, scratch| {
-                let (z, scratch) = scratch.split_at_mut(bins);
-                for (j, x) in x.chunks(p).enumerate() {
-                    plan.forward(x, z, scratch);
-                    for (z, to) in z.iter().zip(to.chunks_exact_mut(2 * inputs)) {
-                        (to[j], to[inputs + j]) = (z.re, z.im);
-                    }
-                }
-            },
+            &|x, to, scratch| transform.forward(policy.level, x, to, scratch),
         );
         let map = PanelMap::contiguous(bins, 2 * a, 2 * b);
         factor.multiply_blocks(map, op, x_bins.as_rows(), y_bins.reborrow(), Update::Overwrite, policy);
         for_rows(y_bins.as_rows(), y, work, self.task_len(), transforms(outputs), &|from, y, scratch| {
-            let (z, scratch) = scratch.split_at_mut(bins);
-            for (i, y) in y.chunks_mut(p).enumerate() {
-                for (z, from) in z.iter_mut().zip(from.chunks_exact(2 * outputs)) {
-                    *z = Complex::new(from[i], from[outputs + i]);
-                }
-                plan.inverse(z, y, update, scratch);
-            }
+            transform.inverse(policy.level, from, y, update, scratch)
         });
     }
 }
@@ -411,4 +401,13 @@ fn transforms(rows: &[f64], p: usize) -> Array2<Complex<f64>> {
         }
     }
     all
+}
+
+/// The bins of the real sequence `c`.
+fn spectrum_of(c: &[f64]) -> Vec<Complex<f64>> {
+    let plan = RealFft::<f64>::new(c.len());
+    let (mut z, mut scratch) =
+        (vec![Complex::default(); plan.bins()], vec![Complex::default(); plan.scratch_len()]);
+    plan.forward(c, &mut z, &mut scratch);
+    z
 }

@@ -1,21 +1,20 @@
 //! What the structures that multiply by Fourier transforms share: rows over threads, convolutions.
 
 use crate::exec::{SCRATCH_ALIGN, Workspace};
-use crate::kernels::{Convolution, RealFft, Rows, RowsMut, SpectrumCache, plane};
+use crate::kernels::{Convolution, Rows, RowsMut, SpectrumCache, plane};
 use crate::matrix::{Operands, Update};
 use crate::scalar::Scalar;
-use num_complex::Complex;
 
 /// Tasks at most, which bounds the scratch of large batches.
 const MAX_TASKS: usize = 64;
 
-/// Scratch of [`for_rows`] when each task needs `per_task` complex numbers.
+/// Scratch of [`for_rows`] when each task needs `per_task` entries.
 pub(crate) fn scratch_len(batch: usize, per_task: usize) -> usize {
     task_len(per_task).saturating_mul(batch.min(MAX_TASKS))
 }
 
 fn task_len(per_task: usize) -> usize {
-    per_task.saturating_mul(2).checked_next_multiple_of(SCRATCH_ALIGN).unwrap_or(usize::MAX)
+    per_task.checked_next_multiple_of(SCRATCH_ALIGN).unwrap_or(usize::MAX)
 }
 
 /// Multiply-adds x 2 of a real transform, by the usual count.
@@ -37,10 +36,9 @@ pub(crate) fn for_rows<T: Scalar>(
     work: Workspace<'_, T>,
     per_task: usize,
     flops: u64,
-    each: &(impl Fn(&[T], &mut [T], &mut [Complex<T>]) + Sync),
+    each: &(impl Fn(&[T], &mut [T], &mut [T]) + Sync),
 ) {
     for_parts(x, y, work, per_task, flops, &|x, mut y, scratch| {
-        let scratch = bytemuck::cast_slice_mut(scratch);
         (0..y.rows()).for_each(|i| each(x.row(i), y.row(i), scratch));
     });
 }
@@ -95,12 +93,15 @@ pub(crate) fn convolve_scratch_len(
     shape: (usize, usize),
     cache: &SpectrumCache,
 ) -> usize {
-    let spectra = group(shape).saturating_mul(shape.0 + shape.1).saturating_mul(2 * plane(len));
-    scratch_len(
-        batch,
-        spectra.saturating_add(len).saturating_add(cache.transform_scratch_len(len)).div_ceil(2)
-            + SCRATCH_ALIGN,
-    )
+    scratch_len(batch, convolve_task_len(batch, len, shape, cache))
+}
+
+/// Spectra of a group of rows, a row, and what transforms need.
+fn convolve_task_len(batch: usize, len: usize, shape: (usize, usize), cache: &SpectrumCache) -> usize {
+    let spectra = group(shape).min(batch).saturating_mul((shape.0 + shape.1).saturating_mul(2 * plane(len)));
+    spectra
+        .saturating_add(len.next_multiple_of(SCRATCH_ALIGN))
+        .saturating_add(cache.transform_scratch_len(&[len]))
 }
 
 /// A product of a grid of convolutions. `read` names the numbers of input `j` of a row, which it may put into a row of scratch; `write`
@@ -109,16 +110,22 @@ pub(crate) fn convolve<T: Scalar>(
     convolution: &Convolution<T>,
     cache: &SpectrumCache,
     flops: u64,
-    Operands { op, x, y, update: _, work }: Operands<'_, T>,
+    Operands { op, x, mut y, update, work }: Operands<'_, T>,
     read: &(impl for<'a> Fn(usize, &'a [T], &'a mut [T]) -> &'a [T] + Sync),
     write: &(impl Fn(usize, &mut [T], &mut [T], &mut dyn FnMut(&mut [T], Update)) + Sync),
 ) {
+    if x.cols() == 0 || y.cols() == 0 {
+        if update == Update::Overwrite {
+            y.fill(T::zero());
+        }
+        return;
+    }
     let Convolution { transform, grid } = convolution;
     let (shape, len, level) = (grid.shape(), transform.len(), work.policy.level);
     let (outputs, inputs) = op.order(shape.0, shape.1);
-    let (block, group) = (2 * plane(len), group(shape));
-    let per_task = convolve_scratch_len(1, len, shape, cache);
-    for_parts(x, y, work, per_task / 2, flops, &|x, mut y, scratch| {
+    let (block, group) = (2 * plane(len), group(shape).min(x.rows()).max(1));
+    let per_task = convolve_task_len(x.rows(), len, shape, cache);
+    for_parts(x, y, work, per_task, flops, &|x, mut y, scratch| {
         let (before, scratch) = scratch.split_at_mut(group * inputs * block);
         let (after, scratch) = scratch.split_at_mut(group * outputs * block);
         let (row, scratch) = scratch.split_at_mut(len.next_multiple_of(SCRATCH_ALIGN));
@@ -137,14 +144,4 @@ pub(crate) fn convolve<T: Scalar>(
             }
         }
     });
-}
-
-/// The bins of the real sequence `c`, divided by the length so that an unnormalised inverse is exact; computed in `f64`.
-pub(crate) fn spectrum_of<T: Scalar>(c: &[f64]) -> Vec<Complex<T>> {
-    let plan = RealFft::<f64>::new(c.len());
-    let (mut z, mut scratch) =
-        (vec![Complex::default(); plan.bins()], vec![Complex::default(); plan.scratch_len()]);
-    plan.forward(c, &mut z, &mut scratch);
-    let scale = 1.0 / c.len().max(1) as f64;
-    z.iter().map(|z| Complex::new(T::narrow(z.re * scale), T::narrow(z.im * scale))).collect()
 }

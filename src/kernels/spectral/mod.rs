@@ -3,20 +3,25 @@
 //! A spectrum is a plane of real parts and one of imaginary parts, padded to whole vectors; the two frequencies that are real share
 //! an entry. Padding holds anything: lanes never meet.
 
+mod blocks;
 mod butterfly;
 mod columns;
 mod grid;
+mod lines;
 
-use super::fft::RealFft;
+use super::fft::{RealFft, unit};
 use super::level::Level;
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
+pub use blocks::BlockPass;
+pub(crate) use blocks::BlockTransform;
 use columns::{Columns, Forward, Inverse};
 use grid::CHUNK;
 pub use grid::{GridProduct, SpectrumGrid};
 use num_complex::Complex;
+use std::f64::consts::FRAC_1_SQRT_2;
 
-/// Transforms of real rows of one length, up to a constant factor that [`Transform::grid`] takes into account.
+/// Transforms of real rows of one length: forward to twice the Fourier transform, back by the unnormalised sum over all frequencies.
 #[derive(Debug, Clone)]
 pub(crate) struct Transform<T> {
     kind: Kind<T>,
@@ -111,10 +116,11 @@ impl<T: Scalar> Transform<T> {
                 plan.forward(x, bins, scratch);
                 let (re, im) = z.split_at_mut(z.len() / 2);
                 for ((re, im), z) in re.iter_mut().zip(im.iter_mut()).zip(&bins[..plan.len().div_ceil(2)]) {
-                    (*re, *im) = (z.re, z.im);
+                    (*re, *im) = (z.re + z.re, z.im + z.im);
                 }
                 if plan.len().is_multiple_of(2) && plan.len() > 0 {
-                    im[0] = bins[plan.len() / 2].re;
+                    let last = bins[plan.len() / 2].re;
+                    im[0] = last + last;
                 }
             }
         }
@@ -142,6 +148,34 @@ impl<T: Scalar> Transform<T> {
         }
     }
 
+    /// The frequency up to `len / 2` at a place of the spectrum, and whether its conjugate is there. Place 0 has frequency 0 as
+    /// real part and, for even lengths, frequency `len / 2` as imaginary part.
+    pub(crate) fn frequency(&self, place: usize) -> (usize, bool) {
+        let bin = match &self.kind {
+            Kind::Columns(plan) => plan.bin(place),
+            Kind::Library(_) => place,
+        };
+        if bin <= self.len() / 2 { (bin, false) } else { (self.len() - bin, true) }
+    }
+
+    /// Weights whose product turns the spectrum of a row, its even entries ascending before its odd ones descending, into the orthonormal
+    /// cosine transform (DCT-II) of the row: coefficient `k` is the real part of frequency `k`, and coefficient `len - k` the imaginary
+    /// part with the opposite sign. The adjoint, place 0 doubled, and the inverse transform undo it.
+    pub(crate) fn cosine_turns(&self) -> SpectrumGrid<T> {
+        let len = self.len();
+        let scale = (2.0 * len as f64).powf(-0.5);
+        SpectrumGrid::new((1, 1), plane(len), |_, _| {
+            let turn = |place: usize| match self.frequency(place) {
+                (0, _) => Complex::new(FRAC_1_SQRT_2, FRAC_1_SQRT_2) * scale,
+                (bin, conjugate) => {
+                    let w = unit::<f64>(bin as f64 / (4 * len) as f64) * scale;
+                    if conjugate { w.conj() } else { w }
+                }
+            };
+            (0..len.div_ceil(2)).map(turn).collect()
+        })
+    }
+
     /// Weights of products whose round trip, transform, product and inverse, convolves cyclically with `sequence(i, j)`.
     fn grid(
         &self,
@@ -149,22 +183,16 @@ impl<T: Scalar> Transform<T> {
         mut sequence: impl FnMut(usize, usize) -> Vec<f64>,
     ) -> SpectrumGrid<T> {
         let (len, exact) = (self.len(), RealFft::<f64>::new(self.len()));
-        let gain = match &self.kind {
-            Kind::Columns(plan) => plan.gain(),
-            Kind::Library(_) => len,
-        };
         let mut bins = vec![Complex::default(); exact.bins()];
         let mut scratch = vec![Complex::default(); exact.scratch_len()];
         SpectrumGrid::new(shape, plane(len), |i, j| {
             exact.forward(&sequence(i, j), &mut bins, &mut scratch);
             let weight = |place: usize| {
-                let bin = match &self.kind {
-                    Kind::Columns(plan) => plan.bin(place),
-                    Kind::Library(_) => place,
-                };
-                let w = if bin <= len / 2 { bins[bin] } else { bins[len - bin].conj() };
+                let (bin, conjugate) = self.frequency(place);
+                let w = if conjugate { bins[bin].conj() } else { bins[bin] };
                 let im = if place == 0 && len.is_multiple_of(2) { bins[len / 2].re } else { w.im };
-                Complex::new(w.re, im) / gain as f64
+                // A round trip multiplies by twice the length.
+                Complex::new(w.re, im) * (0.5 / len as f64)
             };
             (0..len.div_ceil(2)).map(weight).collect()
         })
