@@ -1,8 +1,8 @@
 //! The compute types: `f32` and `f64`.
 
 use crate::kernels::{
-    BlockPass, ColumnPass, GridProduct, Kernel, Level, Mix, PanelProduct, RowScaling, SparseProduct,
-    Spectrum, SpectrumCache,
+    GridProduct, Kernel, Level, Mix, PanelProduct, RowScaling, SparseProduct, Spectrum, SpectrumCache,
+    TransformPass,
 };
 use crate::matrix::{Operands, StructuredMatrix};
 use crate::storage::Factor;
@@ -59,10 +59,7 @@ pub trait Scalar:
     fn sparse(factor: &Factor, product: SparseProduct<'_, Self>);
     /// A transform of a real row; likewise.
     #[doc(hidden)]
-    fn columns(level: Level, pass: ColumnPass<'_, Self>);
-    /// Transforms of the blocks of a row; likewise.
-    #[doc(hidden)]
-    fn blocks(level: Level, pass: BlockPass<'_, Self>);
+    fn transform(level: Level, pass: TransformPass<'_, Self>);
     /// A product between spectra; likewise.
     #[doc(hidden)]
     fn grid(level: Level, product: GridProduct<'_, Self>);
@@ -104,10 +101,7 @@ macro_rules! scalar {
             fn sparse(factor: &Factor, product: SparseProduct<'_, Self>) {
                 factor.sparse(product);
             }
-            fn columns(level: Level, pass: ColumnPass<'_, Self>) {
-                pass.run(level);
-            }
-            fn blocks(level: Level, pass: BlockPass<'_, Self>) {
+            fn transform(level: Level, pass: TransformPass<'_, Self>) {
                 pass.run(level);
             }
             fn grid(level: Level, product: GridProduct<'_, Self>) {

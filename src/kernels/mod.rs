@@ -41,7 +41,7 @@ pub(crate) use packing::{Lanes, Packing, SLACK};
 #[doc(hidden)]
 pub use sparse::{Pattern, SparseProduct};
 pub(crate) use sparse::{multiply_sparse, sparse_scratch_len};
+pub(crate) use spectral::{BlockTransform, Convolution, Layout, Transform, plane};
 #[doc(hidden)]
-pub use spectral::{BlockPass, ColumnPass, GridProduct, SpectrumGrid};
-pub(crate) use spectral::{BlockTransform, Convolution, Transform, plane};
+pub use spectral::{GridProduct, SpectrumGrid, TransformPass};
 pub(crate) use team::{join, width as team_width};

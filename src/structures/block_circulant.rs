@@ -3,7 +3,9 @@
 use super::spectral::{convolve, convolve_scratch_len, for_rows, scratch_len, transform_flops};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
-use crate::kernels::{BlockTransform, Convolution, PanelMap, RealFft, Spectrum, SpectrumCache};
+use crate::kernels::{
+    BlockTransform, Convolution, Layout, PanelMap, RealFft, Rows, RowsMut, Spectrum, SpectrumCache,
+};
 use crate::linalg::SpdSolver;
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
@@ -28,7 +30,7 @@ const RIDGE: f64 = 1e-10;
 ///
 /// Parameters: `ceil(out / p) ceil(in / p) p`, about `out * in / p`; `p = 1` is the dense matrix and `p = max(out, in)` the circulant
 /// one. Product: a Fourier transform of each input block, one complex `out / p x in / p` matrix per frequency, and a transform of each
-/// output block; about `2 out * in / p` real multiply-adds with as many weights. Blocks of up to 4 are multiplied as a dense matrix.
+/// output block; about `2 out * in / p` real multiply-adds with half as many weights. Blocks of up to 4 are multiplied as a dense matrix.
 ///
 /// Projection: each `c` is the mean of the entries that it stands for, the optimum. With activations, the optimum solves one
 /// system of `in / p` unknowns per frequency where `p` divides both sides; for other shapes these systems precondition conjugate gradients
@@ -85,7 +87,7 @@ impl BlockCirculant {
         self.block() >= WIDE_BLOCK
     }
 
-    /// The weights that products use: `W` itself, or spectra, or `[Re, -Im; Im, Re]` per bin, whose transpose is the adjoint.
+    /// The weights that products use: `W` itself, or spectra, or the real above the imaginary parts of each bin.
     fn spectrum<T: Scalar>(&self) -> &Spectrum<T> {
         self.cache.get(|| {
             let storage = if size_of::<T>() == 4 { Storage::F32 } else { Storage::F64 };
@@ -115,13 +117,8 @@ impl BlockCirculant {
                         .for_each(|(to, z)| *to = z * scale);
                 }
             }
-            let factor = Factor::from_fn(storage, (transform.bins(), 2 * a, 2 * b), |f, i, j| {
-                let z = bins[[i % a, j % b, f]];
-                match (i < a, j < b) {
-                    (true, true) | (false, false) => z.re,
-                    (true, false) => -z.im,
-                    (false, true) => z.im,
-                }
+            let factor = Factor::from_fn(storage, (transform.bins(), 2 * a, b), |f, i, j| {
+                if i < a { bins[[i, j, f]].re } else { bins[[i - a, j, f]].im }
             });
             Spectrum { blocks: Some(transform), factor: Some(factor.packed_forward()), ..Default::default() }
         })
@@ -166,22 +163,37 @@ impl<T: Scalar> Multiply<T> for BlockCirculant {
         let (batch, policy, bins) = (x.rows(), work.policy, transform.bins());
         let (a, b, p) = self.c.shape();
         let (outputs, inputs) = op.order(a, b);
-        let (mut x_bins, work) = work.matrix(batch, bins * 2 * inputs);
-        let (mut y_bins, mut work) = work.matrix(batch, bins * 2 * outputs);
+        let (to, from) = op.order(Layout::Stacked, Layout::Planes);
+        // Two rows for each row of the batch.
+        let (cols, y_cols) = (bins * from.width(inputs), bins * to.width(outputs));
+        let (stride, y_stride) = (Workspace::<T>::slice_len(cols), Workspace::<T>::slice_len(y_cols));
+        let (x_bins, work) = work.slice(2 * batch * stride);
+        let (y_bins, mut work) = work.slice(2 * batch * y_stride);
         let transforms = |blocks: usize| blocks as u64 * transform_flops(p);
         for_rows(
             x,
-            x_bins.reborrow(),
+            RowsMut::new(x_bins, batch, 2 * stride, 2 * stride),
             work.reborrow(),
             self.task_len(),
             transforms(inputs),
-            &|x, to, scratch| transform.forward(policy.level, x, to, scratch),
+            &|x, spectra, scratch| transform.forward(policy.level, x, from, spectra, scratch),
         );
-        let map = PanelMap::contiguous(bins, 2 * a, 2 * b);
-        factor.multiply_blocks(map, op, x_bins.as_rows(), y_bins.reborrow(), Update::Overwrite, policy);
-        for_rows(y_bins.as_rows(), y, work, self.task_len(), transforms(outputs), &|from, y, scratch| {
-            transform.inverse(policy.level, from, y, update, scratch)
-        });
+        factor.multiply_blocks(
+            PanelMap::contiguous(bins, 2 * a, b),
+            op,
+            Rows::new(x_bins, 2 * batch, cols, stride),
+            RowsMut::new(y_bins, 2 * batch, y_cols, y_stride),
+            Update::Overwrite,
+            policy,
+        );
+        for_rows(
+            Rows::new(y_bins, batch, 2 * y_stride, 2 * y_stride),
+            y,
+            work,
+            self.task_len(),
+            transforms(outputs),
+            &|spectra, y, scratch| transform.inverse(policy.level, to, spectra, y, update, scratch),
+        );
     }
 }
 
@@ -208,8 +220,10 @@ impl StructuredMatrix for BlockCirculant {
         if self.is_wide() {
             return convolve_scratch_len(batch, p, (a, b), &self.cache);
         }
-        let panel = |blocks: usize| Workspace::<f32>::matrix_len(batch, (p / 2 + 1) * 2 * blocks);
-        panel(a) + panel(b) + scratch_len(batch, self.task_len())
+        let panels =
+            |width: usize| Workspace::<f32>::matrix_len(2 * batch, (p / 2 + 1).saturating_mul(width));
+        // Either may be stacked.
+        panels(2 * a) + panels(2 * b) + scratch_len(batch, self.task_len())
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let (c, p) = (self.c.to_array(), self.block());

@@ -15,8 +15,8 @@ use ndarray::Array2;
 /// `W[i, j] = c[(i - j) mod N]` with `N = max(out, in)`: circulant, and for other than square shapes the leading rows and
 /// columns of a circulant matrix.
 ///
-/// Parameters: `N`. Product: $y = F^{-1}(\hat c \circ F x)$ by real Fourier transforms, `O(N log N)`; lengths with only small
-/// prime factors are fastest, odd lengths take twice the time.
+/// Parameters: `N`. Product: $y = F^{-1}(\hat c \circ F x)$ by real Fourier transforms, `O(N log N)`; powers of two
+/// are fastest, then lengths with only small prime factors; odd lengths take twice their time.
 ///
 /// Projection: each `c_k` is the mean of the entries that it stands for, the optimum. With activations the optimum
 /// $\hat c = \hat h / \hat g$ for square `W`, with the wrapped diagonal sums $h$ of `W C` and $g$ of `C`; for other shapes the

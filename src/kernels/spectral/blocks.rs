@@ -2,6 +2,7 @@
 
 use super::butterfly::reversed;
 use super::lines::{COLUMNS, LINE, Lines, square, unsquare};
+use super::{Pass, TransformPass};
 use crate::kernels::fft::RealFft;
 use crate::kernels::level::{Kernel, Level};
 use crate::kernels::simd::Simd;
@@ -9,8 +10,25 @@ use crate::matrix::Update;
 use crate::scalar::Scalar;
 use num_complex::Complex;
 
-/// Transforms of all blocks of a row. A spectrum holds, for each of the `len / 2 + 1` bins, the real parts of all blocks, then
-/// their imaginary parts.
+/// How the spectra $u + i v$ of the blocks of a row are written, bin by bin, as two rows for products with a real matrix $(A; B)$: they
+/// are products with $A + i B$, whose numbers are so held once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// $u$ and $v$: what is multiplied, and what the adjoint gives.
+    Planes,
+    /// Products $(A u, B u)$ and $(A v, B v)$, for the spectrum $(A u - B v) + i (B u + A v)$. To be multiplied by the adjoint,
+    /// $(u, v)$ and $(v, -u)$.
+    Stacked,
+}
+
+impl Layout {
+    /// Entries of a bin in each row.
+    pub(crate) fn width(self, blocks: usize) -> usize {
+        if self == Layout::Planes { blocks } else { 2 * blocks }
+    }
+}
+
+/// Transforms of all blocks of a row, to `len / 2 + 1` bins.
 #[derive(Debug, Clone)]
 pub(crate) struct BlockTransform<T> {
     len: usize,
@@ -55,19 +73,35 @@ impl<T: Scalar> BlockTransform<T> {
     }
 
     /// The spectra of the blocks of `x`, the last one followed by zeros.
-    pub(crate) fn forward(&self, level: Level, x: &[T], spectra: &mut [T], scratch: &mut [T]) {
+    pub(crate) fn forward(
+        &self,
+        level: Level,
+        x: &[T],
+        layout: Layout,
+        spectra: &mut [T],
+        scratch: &mut [T],
+    ) {
         match &self.kind {
             Kind::Lines(lines) => {
                 let scratch = &mut scratch[..2 * COLUMNS * self.len];
-                T::blocks(level, BlockPass::Forward(Forward { lines, x, spectra, scratch }))
+                T::transform(
+                    fitting(lines, level),
+                    TransformPass(Pass::Blocks(Forward { lines, x, layout, spectra, scratch })),
+                )
             }
             Kind::Library(plan) => {
                 let (z, scratch) = bytemuck::cast_slice_mut(scratch).split_at_mut(plan.bins());
                 let blocks = x.len().div_ceil(self.len);
+                let width = layout.width(blocks);
+                let (first, second) = spectra.split_at_mut(spectra.len() / 2);
                 for (j, x) in x.chunks(self.len).enumerate() {
                     plan.forward(x, z, scratch);
-                    for (z, to) in z.iter().zip(spectra.chunks_exact_mut(2 * blocks)) {
-                        (to[j], to[blocks + j]) = (z.re, z.im);
+                    let halves = first.chunks_exact_mut(width).zip(second.chunks_exact_mut(width));
+                    for (z, (first, second)) in z.iter().zip(halves) {
+                        (first[j], second[j]) = (z.re, z.im);
+                        if layout == Layout::Stacked {
+                            (first[blocks + j], second[blocks + j]) = (z.im, -z.re);
+                        }
                     }
                 }
             }
@@ -78,6 +112,7 @@ impl<T: Scalar> BlockTransform<T> {
     pub(crate) fn inverse(
         &self,
         level: Level,
+        layout: Layout,
         spectra: &[T],
         y: &mut [T],
         update: Update,
@@ -86,14 +121,21 @@ impl<T: Scalar> BlockTransform<T> {
         match &self.kind {
             Kind::Lines(lines) => {
                 let scratch = &mut scratch[..2 * COLUMNS * self.len];
-                T::blocks(level, BlockPass::Inverse(Inverse { lines, spectra, y, update, scratch }))
+                let inverse = Inverse { lines, layout, spectra, y, update, scratch };
+                T::transform(fitting(lines, level), TransformPass(Pass::BlocksBack(inverse)))
             }
             Kind::Library(plan) => {
                 let (z, scratch) = bytemuck::cast_slice_mut(scratch).split_at_mut(plan.bins());
                 let blocks = y.len().div_ceil(self.len);
+                let width = layout.width(blocks);
+                let (first, second) = spectra.split_at(spectra.len() / 2);
                 for (i, y) in y.chunks_mut(self.len).enumerate() {
-                    for (z, from) in z.iter_mut().zip(spectra.chunks_exact(2 * blocks)) {
-                        *z = Complex::new(from[i], from[blocks + i]);
+                    let halves = first.chunks_exact(width).zip(second.chunks_exact(width));
+                    for (z, (first, second)) in z.iter_mut().zip(halves) {
+                        *z = Complex::new(first[i], second[i]);
+                        if layout == Layout::Stacked {
+                            *z = Complex::new(first[i] - second[blocks + i], first[blocks + i] + second[i]);
+                        }
                     }
                     plan.inverse(z, y, update, scratch);
                 }
@@ -102,38 +144,24 @@ impl<T: Scalar> BlockTransform<T> {
     }
 }
 
-/// One direction; compiled for each type in `scalar.rs`.
-#[derive(Debug)]
-pub enum BlockPass<'a, T> {
-    #[doc(hidden)]
-    Forward(Forward<'a, T>),
-    #[doc(hidden)]
-    Inverse(Inverse<'a, T>),
-}
-
-impl<T: Scalar> BlockPass<'_, T> {
-    /// Does it, with vectors no longer than the blocks.
-    pub(crate) fn run(self, level: Level) {
-        let (BlockPass::Forward(Forward { lines, .. }) | BlockPass::Inverse(Inverse { lines, .. })) = &self;
-        let level = if 2 * lines.half * size_of::<T>() < 64 { level.min(Level::Avx2) } else { level };
-        match self {
-            BlockPass::Forward(pass) => T::dispatch(level, pass),
-            BlockPass::Inverse(pass) => T::dispatch(level, pass),
-        }
-    }
+/// The level whose vectors are no longer than the blocks.
+fn fitting<T>(lines: &Lines<T>, level: Level) -> Level {
+    if 2 * lines.half * size_of::<T>() < 64 { level.min(Level::Avx2) } else { level }
 }
 
 #[derive(Debug)]
-pub struct Forward<'a, T> {
+pub(super) struct Forward<'a, T> {
     lines: &'a Lines<T>,
     x: &'a [T],
+    layout: Layout,
     spectra: &'a mut [T],
     scratch: &'a mut [T],
 }
 
 #[derive(Debug)]
-pub struct Inverse<'a, T> {
+pub(super) struct Inverse<'a, T> {
     lines: &'a Lines<T>,
+    layout: Layout,
     spectra: &'a [T],
     y: &'a mut [T],
     update: Update,
@@ -144,10 +172,11 @@ impl<T: Scalar> Kernel<T> for Forward<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
-        let Self { lines, x, spectra, scratch } = self;
+        let Self { lines, x, layout, spectra, scratch } = self;
         let (half, len) = (lines.half, 2 * lines.half);
         let blocks = x.len().div_ceil(len);
-        assert!(len.is_multiple_of(S::LANES) && spectra.len() == (half + 1) * 2 * blocks);
+        let (width, second) = (layout.width(blocks), spectra.len() / 2);
+        assert!(len.is_multiple_of(S::LANES) && second >= (half + 1) * width);
         let (work, copy) = scratch.split_at_mut(COLUMNS * len);
         assert!(copy.len() == work.len());
         for (start, x) in x.chunks(COLUMNS * len).enumerate().map(|(g, x)| (g * COLUMNS, x)) {
@@ -186,8 +215,13 @@ impl<T: Scalar> Kernel<T> for Forward<'_, T> {
                             _ if bin == half => (simd.load(line.add(COLUMNS)), simd.zero()),
                             _ => (simd.load(line), simd.load(line.add(COLUMNS))),
                         };
-                        put(simd, to.add(2 * bin * blocks), re, left);
-                        put(simd, to.add((2 * bin + 1) * blocks), im, left);
+                        let to = to.add(bin * width);
+                        put(simd, to, re, left);
+                        put(simd, to.add(second), im, left);
+                        if layout == Layout::Stacked {
+                            put(simd, to.add(blocks), im, left);
+                            put(simd, to.add(second + blocks), simd.sub(simd.zero(), re), left);
+                        }
                     }
                 }
             }
@@ -199,10 +233,11 @@ impl<T: Scalar> Kernel<T> for Inverse<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
-        let Self { lines, spectra, y, update, scratch } = self;
+        let Self { lines, layout, spectra, y, update, scratch } = self;
         let (half, len) = (lines.half, 2 * lines.half);
         let blocks = y.len().div_ceil(len);
-        assert!(len.is_multiple_of(S::LANES) && spectra.len() == (half + 1) * 2 * blocks);
+        let (width, second) = (layout.width(blocks), spectra.len() / 2);
+        assert!(len.is_multiple_of(S::LANES) && second >= (half + 1) * width);
         let (work, copy) = scratch.split_at_mut(COLUMNS * len);
         assert!(copy.len() == work.len());
         for (start, y) in y.chunks_mut(COLUMNS * len).enumerate().map(|(g, y)| (g * COLUMNS, y)) {
@@ -219,12 +254,23 @@ impl<T: Scalar> Kernel<T> for Inverse<'_, T> {
                 unsafe {
                     let work = work.add(part);
                     let from = spectra.as_ptr().add(start + part);
-                    simd.store(work, get(simd, from, left));
-                    simd.store(work.add(COLUMNS), get(simd, from.add(2 * half * blocks), left));
-                    for bin in 1..half {
-                        let line = work.add(reversed(half, bin) * LINE);
-                        simd.store(line, get(simd, from.add(2 * bin * blocks), left));
-                        simd.store(line.add(COLUMNS), get(simd, from.add((2 * bin + 1) * blocks), left));
+                    for bin in 0..=half {
+                        let from = from.add(bin * width);
+                        let (mut re, mut im) = (get(simd, from, left), get(simd, from.add(second), left));
+                        if layout == Layout::Stacked {
+                            re = simd.sub(re, get(simd, from.add(second + blocks), left));
+                            im = simd.add(im, get(simd, from.add(blocks), left));
+                        }
+                        // Line 0 holds the real first and last bins.
+                        let line = work.add(reversed(half, bin % half) * LINE);
+                        match bin {
+                            0 => simd.store(line, re),
+                            _ if bin == half => simd.store(line.add(COLUMNS), re),
+                            _ => {
+                                simd.store(line, re);
+                                simd.store(line.add(COLUMNS), im);
+                            }
+                        }
                     }
                     lines.tangle(simd, work, None);
                     lines.inverse(simd, work, work);
@@ -282,25 +328,39 @@ mod tests {
     use crate::kernels::fft::unit;
 
     /// Blocks of a row that ends within the last one, against the formula, and back.
-    fn check<T: Scalar>(level: Level, len: usize, numbers: usize, tolerance: f64) {
+    fn check<T: Scalar>(level: Level, layout: Layout, len: usize, numbers: usize, tolerance: f64) {
         let transform = BlockTransform::<T>::new(len);
         let (blocks, bins) = (numbers.div_ceil(len), transform.bins());
         let x: Vec<f64> = (0..numbers).map(|j| ((j * j + 3) as f64).sin()).collect();
         let narrow: Vec<T> = x.iter().map(|x| T::narrow(*x)).collect();
-        let mut spectra = vec![T::narrow(f64::NAN); bins * 2 * blocks];
         let mut scratch = vec![T::narrow(f64::NAN); transform.scratch_len()];
-        transform.forward(level, &narrow, &mut spectra, &mut scratch);
         let gain = transform.gain() as f64 / len as f64;
+        // Halves may be longer than what they hold.
+        let mut spectra = vec![T::narrow(f64::NAN); 4 * (bins * blocks + 3)];
+        transform.forward(level, &narrow, layout, &mut spectra, &mut scratch);
+        let (width, second) = (layout.width(blocks), spectra.len() / 2);
         for (block, x) in x.chunks(len).enumerate() {
             for bin in 0..bins {
                 let turn = |t: usize| unit::<f64>((bin * t % len) as f64 / len as f64);
                 let sum: Complex<f64> = x.iter().enumerate().map(|(t, x)| turn(t) * x * gain).sum();
-                let at = bin * 2 * blocks + block;
-                let z = Complex::new(spectra[at].widen(), spectra[at + blocks].widen());
-                assert!(
-                    (z - sum).norm() < tolerance * len as f64,
-                    "{level} {len} {numbers} block {block} bin {bin}"
-                );
+                let at = bin * width + block;
+                let is = |at: usize, expected: f64| {
+                    let error = (spectra[at].widen() - expected).abs();
+                    assert!(
+                        error < tolerance * len as f64,
+                        "{level} {len} {numbers} block {block} bin {bin}"
+                    );
+                };
+                is(at, sum.re);
+                is(second + at, sum.im);
+                if layout == Layout::Stacked {
+                    is(at + blocks, sum.im);
+                    is(second + at + blocks, -sum.re);
+                    // What adds up to the spectrum.
+                    (spectra[second + at], spectra[second + at + blocks]) = (T::narrow(1.0), T::narrow(2.0));
+                    spectra[at] += T::narrow(2.0);
+                    spectra[at + blocks] -= T::narrow(1.0);
+                }
             }
         }
         for update in [Update::Overwrite, Update::Accumulate] {
@@ -309,7 +369,7 @@ mod tests {
                 Update::Accumulate => (1.0, 1.0),
             };
             let mut y = vec![T::narrow(start); numbers];
-            transform.inverse(level, &spectra, &mut y, update, &mut scratch);
+            transform.inverse(level, layout, &spectra, &mut y, update, &mut scratch);
             for (y, x) in y.iter().zip(&x) {
                 let error = (y.widen() - before) / transform.gain() as f64 - x;
                 assert!(error.abs() < tolerance, "{level} {len} {numbers}: {error:e}");
@@ -322,8 +382,10 @@ mod tests {
         for level in Level::available() {
             for len in [5, 6, 8, 16, 32, 64, 128] {
                 for numbers in [1, len, 3 * len + 2, 16 * len, 33 * len - 1, 40 * len] {
-                    check::<f64>(level, len, numbers, 1e-13);
-                    check::<f32>(level, len, numbers, 1e-5);
+                    for layout in [Layout::Planes, Layout::Stacked] {
+                        check::<f64>(level, layout, len, numbers, 1e-13);
+                        check::<f32>(level, layout, len, numbers, 1e-5);
+                    }
                 }
             }
         }

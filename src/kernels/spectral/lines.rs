@@ -200,8 +200,8 @@ unsafe fn spread<T: Scalar, S: Simd<T>, const R: usize>(
                         v[q] = mul(simd, v[q], splat(simd, turns[q - 1]));
                     }
                 }
-                for q in 0..R {
-                    store(simd, to, place(q), v[q]);
+                for (q, v) in v.iter().enumerate() {
+                    store(simd, to, place(q), *v);
                 }
             }
         }
@@ -233,8 +233,8 @@ unsafe fn gather<T: Scalar, S: Simd<T>, const R: usize>(
                     }
                 }
                 butterfly::inverse(simd, &mut v);
-                for q in 0..R {
-                    store(simd, to, place(q), v[q]);
+                for (q, v) in v.iter().enumerate() {
+                    store(simd, to, place(q), *v);
                 }
             }
         }

@@ -13,9 +13,8 @@ use super::fft::{RealFft, unit};
 use super::level::Level;
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
-pub use blocks::BlockPass;
-pub(crate) use blocks::BlockTransform;
-use columns::{Columns, Forward, Inverse};
+pub(crate) use blocks::{BlockTransform, Layout};
+use columns::Columns;
 use grid::CHUNK;
 pub use grid::{GridProduct, SpectrumGrid};
 use num_complex::Complex;
@@ -54,22 +53,26 @@ impl<T: Scalar> Convolution<T> {
     }
 }
 
-/// One direction of a [`Transform`]; compiled for each type in `scalar.rs`.
+/// Transforms of a row in vectors; compiled for each type in `scalar.rs`.
 #[derive(Debug)]
-pub struct ColumnPass<'a, T>(Direction<'a, T>);
+pub struct TransformPass<'a, T>(Pass<'a, T>);
 
 #[derive(Debug)]
-enum Direction<'a, T> {
-    Forward(Forward<'a, T>),
-    Inverse(Inverse<'a, T>),
+enum Pass<'a, T> {
+    Columns(columns::Forward<'a, T>),
+    ColumnsBack(columns::Inverse<'a, T>),
+    Blocks(blocks::Forward<'a, T>),
+    BlocksBack(blocks::Inverse<'a, T>),
 }
 
-impl<T: Scalar> ColumnPass<'_, T> {
+impl<T: Scalar> TransformPass<'_, T> {
     /// Does it.
     pub(crate) fn run(self, level: Level) {
         match self.0 {
-            Direction::Forward(pass) => T::dispatch(pass.plan.level(level), pass),
-            Direction::Inverse(pass) => T::dispatch(pass.plan.level(level), pass),
+            Pass::Columns(pass) => T::dispatch(level, pass),
+            Pass::ColumnsBack(pass) => T::dispatch(level, pass),
+            Pass::Blocks(pass) => T::dispatch(level, pass),
+            Pass::BlocksBack(pass) => T::dispatch(level, pass),
         }
     }
 }
@@ -109,7 +112,8 @@ impl<T: Scalar> Transform<T> {
         match &self.kind {
             Kind::Columns(plan) => {
                 let work = &mut scratch[..plan.len()];
-                T::columns(level, ColumnPass(Direction::Forward(Forward { plan, x, z, work })))
+                let pass = Pass::Columns(columns::Forward { plan, x, z, work });
+                T::transform(plan.level(level), TransformPass(pass))
             }
             Kind::Library(plan) => {
                 let (bins, scratch) = bytemuck::cast_slice_mut(scratch).split_at_mut(plan.bins());
@@ -131,7 +135,8 @@ impl<T: Scalar> Transform<T> {
         match &self.kind {
             Kind::Columns(plan) => {
                 let work = &mut scratch[..plan.len()];
-                T::columns(level, ColumnPass(Direction::Inverse(Inverse { plan, z, y, update, work })))
+                let pass = Pass::ColumnsBack(columns::Inverse { plan, z, y, update, work });
+                T::transform(plan.level(level), TransformPass(pass))
             }
             Kind::Library(plan) => {
                 let (bins, scratch) = bytemuck::cast_slice_mut(scratch).split_at_mut(plan.bins());
