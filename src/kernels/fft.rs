@@ -287,9 +287,7 @@ impl SpectrumCache {
 
     /// Those that a [`Transform`] of any of these lengths needs in either compute type.
     pub(crate) fn transform_scratch_len(&self, lengths: &[usize]) -> usize {
-        let need = |&len: &usize| {
-            Transform::<f32>::new(len).scratch_len().max(Transform::<f64>::new(len).scratch_len())
-        };
+        let need = |&len: &usize| Transform::<f32>::scratch_len(len).max(Transform::<f64>::scratch_len(len));
         self.scratch_len(|| lengths.iter().map(need).max().unwrap_or(0))
     }
 }

@@ -78,13 +78,10 @@ fn split<T: Scalar>(
     );
 }
 
-/// Rows that a grid of convolutions takes through its product together: as many as weights are worth reading only once for.
-fn group(shape: (usize, usize)) -> usize {
-    if shape.0 * shape.1 < MANY_CONVOLUTIONS { 1 } else { 8 }
+/// Rows that a grid of convolutions takes through its product together: several where weights outnumber the spectra of a row.
+fn group((a, b): (usize, usize)) -> usize {
+    if a * b < 2 * (a + b) { 1 } else { 8 }
 }
-
-/// Fewer weights than those of so many convolutions are as near as the spectra.
-const MANY_CONVOLUTIONS: usize = 4;
 
 /// Scratch of [`convolve`].
 pub(crate) fn convolve_scratch_len(

@@ -80,8 +80,7 @@ impl<T: Scalar> Columns<T> {
     }
 }
 
-/// A forward transform of a row, followed by zeros, to a spectrum: `len / 2` real parts and, `plane` entries on,
-/// imaginary parts.
+/// A forward transform of a row, followed by zeros, to a spectrum: `len / 2` real parts, then imaginary parts.
 #[derive(Debug)]
 pub(super) struct Forward<'a, T> {
     pub(super) plan: &'a Columns<T>,
@@ -109,18 +108,16 @@ impl<T: Scalar> Kernel<T> for Forward<'_, T> {
         let Self { plan, x, z, work } = self;
         let (half, len) = (plan.lines.half, plan.len());
         assert!(x.len() <= len && z.len() == len && work.len() == len && half % S::LANES == 0);
-        let x = match x.len() == len {
-            true => x.as_ptr(),
-            false => {
-                work[..x.len()].copy_from_slice(x);
-                work[x.len()..].fill(T::zero());
-                work.as_ptr()
-            }
-        };
+        if x.len() < len {
+            work[..x.len()].copy_from_slice(x);
+            work[x.len()..].fill(T::zero());
+        }
+        let first = work.as_mut_ptr();
+        let x = if x.len() < len { first.cast_const() } else { x.as_ptr() };
         // SAFETY: `x`, `work` and the tables have `half` lines, and `part` is the first column of a vector.
         unsafe {
             for part in (0..COLUMNS).step_by(S::LANES) {
-                let lines = work.as_mut_ptr().add(part);
+                let lines = first.add(part);
                 plan.lines.forward(simd, x.add(part), lines);
                 plan.lines.untangle(simd, lines, Some(plan.turns.as_ptr().add(part)));
             }
