@@ -1,6 +1,9 @@
 //! The compute types: `f32` and `f64`.
 
-use crate::kernels::{Kernel, Level, Mix, PanelProduct, RowScaling, SparseProduct, Spectrum, SpectrumCache};
+use crate::kernels::{
+    GridProduct, Kernel, Level, Mix, PanelProduct, RowScaling, SparseProduct, Spectrum, SpectrumCache,
+    TransformPass,
+};
 use crate::matrix::{Operands, StructuredMatrix};
 use crate::storage::Factor;
 use rustfft::{Fft, FftDirection, FftPlanner};
@@ -54,6 +57,12 @@ pub trait Scalar:
     /// A product with a sparse matrix whose values a factor holds; likewise.
     #[doc(hidden)]
     fn sparse(factor: &Factor, product: SparseProduct<'_, Self>);
+    /// A transform of a real row; likewise.
+    #[doc(hidden)]
+    fn transform(level: Level, pass: TransformPass<'_, Self>);
+    /// A product between spectra; likewise.
+    #[doc(hidden)]
+    fn grid(level: Level, product: GridProduct<'_, Self>);
     /// A complex transform; likewise.
     #[doc(hidden)]
     fn plan_fft(len: usize, direction: FftDirection) -> Arc<dyn Fft<Self>>;
@@ -91,6 +100,12 @@ macro_rules! scalar {
             }
             fn sparse(factor: &Factor, product: SparseProduct<'_, Self>) {
                 factor.sparse(product);
+            }
+            fn transform(level: Level, pass: TransformPass<'_, Self>) {
+                pass.run(level);
+            }
+            fn grid(level: Level, product: GridProduct<'_, Self>) {
+                Self::dispatch(level, product);
             }
             fn plan_fft(len: usize, direction: FftDirection) -> Arc<dyn Fft<Self>> {
                 FftPlanner::new().plan_fft(len, direction)

@@ -372,3 +372,39 @@ fn sizes_and_wrong_specs() {
         );
     }
 }
+
+#[test]
+fn sizes_on_both_sides_of_every_choice_of_transform_equal_the_dense_formula() {
+    let block = |p: &'static str| ("block_circulant", vec![("block", p)]);
+    let mut members: Vec<_> = ["5", "7", "8", "16", "33", "128", "255", "256", "512"].map(block).to_vec();
+    for (name, parameters) in LINEAR {
+        members.push((name, parameters.to_vec()));
+    }
+    members.push(("circulant_diagonal", vec![("terms", "3")]));
+    for shape in [(600, 530), (530, 600), (512, 512)] {
+        for (name, parameters) in &members {
+            let w = family(name).unwrap().random(shape, &request(parameters), Storage::F64, 1).unwrap();
+            let dense = w.to_dense_f64();
+            for batch in [1, 3, 9] {
+                let mut x = gaussian(batch, shape.1, 2);
+                let expected = x.dot(&dense.t());
+                let y = w.matmul(&x).unwrap();
+                assert!(difference(&y, &expected) < 1e-12, "{name} {parameters:?} {shape:?} batch {batch}");
+                let g = gaussian(batch, shape.0, 3);
+                let mut dx = g.dot(&dense);
+                let twice = &dx * 2.0;
+                w.apply_transpose_into(&g, &mut dx, Update::Accumulate, &mut Exec::new()).unwrap();
+                assert!(difference(&dx, &twice) < 1e-12, "{name} {parameters:?} {shape:?} transposed");
+                // Rows do not see each other.
+                x.row_mut(0).fill(f64::NAN);
+                let marked = w.matmul(&x).unwrap();
+                assert!(marked.row(0).iter().all(|v| v.is_nan()), "{name} {parameters:?}");
+                assert_eq!(
+                    marked.slice(s![1.., ..]),
+                    y.slice(s![1.., ..]),
+                    "{name} {parameters:?} {shape:?}"
+                );
+            }
+        }
+    }
+}

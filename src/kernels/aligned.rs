@@ -60,7 +60,7 @@ impl<T> Default for AlignedVec<T> {
     }
 }
 
-impl<T: Pod + std::fmt::Debug> std::fmt::Debug for AlignedVec<T> {
+impl<T> std::fmt::Debug for AlignedVec<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "[{} x {}]", self.len, std::any::type_name::<T>())
     }

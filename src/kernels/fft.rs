@@ -3,6 +3,8 @@
 //! Each row is transformed by itself, as a complex row of half the length. Packing two rows into one complex transform
 //! would save the untangling pass, but lets the rounding errors (and NaN) of one row leak into the other.
 
+use super::sparse::Pattern;
+use super::spectral::{BlockTransform, Convolution, SpectrumGrid, Transform};
 use crate::matrix::Update;
 use crate::scalar::Scalar;
 use crate::storage::Factor;
@@ -236,27 +238,24 @@ pub(crate) fn fft2(a: &mut Array2<Complex<f64>>, inverse: bool) {
     a.mapv_inplace(|z| z * scale);
 }
 
-/// One step of a sparse product between half spectra: `y[to] += weight * (x[from] or its conjugate)`.
-#[derive(Debug, Clone, Copy)]
-pub struct Term<T> {
-    pub(crate) to: u32,
-    pub(crate) from: u32,
-    /// -1 for the conjugate, else 1.
-    pub(crate) sign: T,
-    pub(crate) weight: Complex<T>,
+/// A sparse product between planes of spectra, real number by real number.
+#[derive(Debug, Clone)]
+pub struct SparseSpectrum<T> {
+    /// Transforms of the outputs and of the inputs, and what turns their spectra into cosine transforms.
+    pub(crate) sides: [(Transform<T>, Option<SpectrumGrid<T>>); 2],
+    pub(crate) pattern: Pattern,
+    pub(crate) values: Factor,
 }
 
 /// Plans and decoded spectral weights of one compute type, made on first use. Each structure fills what it needs.
 #[derive(Debug, Clone, Default)]
 pub struct Spectrum<T> {
-    /// Fourier transforms, in the structure's own order.
-    pub(crate) plans: Vec<RealFft<T>>,
-    /// Cosine transforms, in the structure's own order.
-    pub(crate) cosines: Vec<Cosine<T>>,
-    /// Weights, in the structure's own order.
-    pub(crate) values: Vec<Complex<T>>,
-    /// Sparse products, forward and transposed.
-    pub(crate) terms: [Vec<Term<T>>; 2],
+    /// Transforms of short blocks.
+    pub(crate) blocks: Option<BlockTransform<T>>,
+    /// Convolutions.
+    pub(crate) convolution: Option<Convolution<T>>,
+    /// A sparse product between spectra.
+    pub(crate) sparse: Option<SparseSpectrum<T>>,
     /// Dense weights, one block per bin.
     pub(crate) factor: Option<Factor>,
 }
@@ -281,11 +280,15 @@ impl SpectrumCache {
         T::spectrum(self).get_or_init(make)
     }
 
-    /// Complex scratch entries that transforms of these lengths need in either compute type, computed the first time.
-    pub(crate) fn scratch_len(&self, lengths: &[usize]) -> usize {
-        let need =
-            |&len: &usize| Cosine::<f32>::new(len).scratch_len().max(Cosine::<f64>::new(len).scratch_len());
-        *self.scratch.get_or_init(|| lengths.iter().map(need).max().unwrap_or(0))
+    /// Scratch entries that `need` counts, computed the first time.
+    pub(crate) fn scratch_len(&self, need: impl FnOnce() -> usize) -> usize {
+        *self.scratch.get_or_init(need)
+    }
+
+    /// Those that a [`Transform`] of any of these lengths needs in either compute type.
+    pub(crate) fn transform_scratch_len(&self, lengths: &[usize]) -> usize {
+        let need = |&len: &usize| Transform::<f32>::scratch_len(len).max(Transform::<f64>::scratch_len(len));
+        self.scratch_len(|| lengths.iter().map(need).max().unwrap_or(0))
     }
 }
 

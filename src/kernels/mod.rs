@@ -18,6 +18,7 @@ pub(crate) mod simd;
 mod small;
 pub(crate) mod source;
 mod sparse;
+mod spectral;
 mod team;
 mod view;
 
@@ -27,7 +28,7 @@ pub use view::{Rows, RowsMut};
 
 pub(crate) use fft::{Cosine, RealFft, fft2};
 #[doc(hidden)]
-pub use fft::{Spectrum, SpectrumCache, Term};
+pub use fft::{SparseSpectrum, Spectrum, SpectrumCache};
 pub(crate) use file_map::map_file;
 #[doc(hidden)]
 pub use gemm::{PanelMap, PanelProduct, RowScaling};
@@ -40,4 +41,7 @@ pub(crate) use packing::{Lanes, Packing, SLACK};
 #[doc(hidden)]
 pub use sparse::{Pattern, SparseProduct};
 pub(crate) use sparse::{multiply_sparse, sparse_scratch_len};
+pub(crate) use spectral::{BlockTransform, Convolution, Layout, Transform, plane};
+#[doc(hidden)]
+pub use spectral::{GridProduct, SpectrumGrid, TransformPass};
 pub(crate) use team::{join, width as team_width};

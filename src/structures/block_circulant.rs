@@ -1,9 +1,11 @@
 //! Block-circulant matrices.
 
-use super::spectral::{for_rows, scratch_len, spectrum_of, transform_flops};
+use super::spectral::{convolve, convolve_scratch_len, for_rows, scratch_len, transform_flops};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
-use crate::kernels::{PanelMap, RealFft, Spectrum, SpectrumCache};
+use crate::kernels::{
+    BlockTransform, Convolution, Layout, PanelMap, RealFft, Rows, RowsMut, Spectrum, SpectrumCache,
+};
 use crate::linalg::SpdSolver;
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
@@ -17,6 +19,9 @@ use num_complex::Complex;
 /// Blocks up to this size are expanded to a dense matrix on first use: transforms would save less than they cost.
 const DENSE_BLOCK: usize = 4;
 
+/// Blocks from this size on have bins enough to fill vectors; for smaller ones the blocks do.
+const WIDE_BLOCK: usize = 256;
+
 /// Added to the diagonal of the systems of the projection, relative to its mean.
 const RIDGE: f64 = 1e-10;
 
@@ -25,7 +30,7 @@ const RIDGE: f64 = 1e-10;
 ///
 /// Parameters: `ceil(out / p) ceil(in / p) p`, about `out * in / p`; `p = 1` is the dense matrix and `p = max(out, in)` the circulant
 /// one. Product: a Fourier transform of each input block, one complex `out / p x in / p` matrix per frequency, and a transform of each
-/// output block; about `2 out * in / p` real multiply-adds with as many weights. Blocks of up to 4 are multiplied as a dense matrix.
+/// output block; about `2 out * in / p` real multiply-adds with half as many weights. Blocks of up to 4 are multiplied as a dense matrix.
 ///
 /// Projection: each `c` is the mean of the entries that it stands for, the optimum. With activations, the optimum solves one
 /// system of `in / p` unknowns per frequency where `p` divides both sides; for other shapes these systems precondition conjugate gradients
@@ -78,7 +83,11 @@ impl BlockCirculant {
         self.block() <= DENSE_BLOCK
     }
 
-    /// The weights that products use: `W` itself, or `[Re, -Im; Im, Re]` per bin, whose transpose is the adjoint.
+    fn is_wide(&self) -> bool {
+        self.block() >= WIDE_BLOCK
+    }
+
+    /// The weights that products use: `W` itself, or spectra, or the real above the imaginary parts of each bin.
     fn spectrum<T: Scalar>(&self) -> &Spectrum<T> {
         self.cache.get(|| {
             let storage = if size_of::<T>() == 4 { Storage::F32 } else { Storage::F64 };
@@ -87,8 +96,17 @@ impl BlockCirculant {
                 return Spectrum { factor, ..Default::default() };
             }
             let (a, b, p) = self.c.shape();
-            let plan = RealFft::<T>::new(p);
-            let mut bins = Array3::<Complex<f64>>::zeros((a, b, plan.bins()));
+            if self.is_wide() {
+                let convolution = Convolution::new(p, (a, b), |i, j| {
+                    let mut c = vec![0.0; p];
+                    self.c.decode_row(i, j, 0, &mut c);
+                    c
+                });
+                return Spectrum { convolution: Some(convolution), ..Default::default() };
+            }
+            let transform = BlockTransform::<T>::new(p);
+            let scale = 1.0 / transform.gain() as f64;
+            let mut bins = Array3::<Complex<f64>>::zeros((a, b, transform.bins()));
             let mut row = vec![0.0; p];
             for i in 0..a {
                 for j in 0..b {
@@ -96,23 +114,21 @@ impl BlockCirculant {
                     bins.slice_mut(s![i, j, ..])
                         .iter_mut()
                         .zip(spectrum_of(&row))
-                        .for_each(|(to, z)| *to = z);
+                        .for_each(|(to, z)| *to = z * scale);
                 }
             }
-            let factor = Factor::from_fn(storage, (plan.bins(), 2 * a, 2 * b), |f, i, j| {
-                let z = bins[[i % a, j % b, f]];
-                match (i < a, j < b) {
-                    (true, true) | (false, false) => z.re,
-                    (true, false) => -z.im,
-                    (false, true) => z.im,
-                }
+            let factor = Factor::from_fn(storage, (transform.bins(), 2 * a, b), |f, i, j| {
+                if i < a { bins[[i, j, f]].re } else { bins[[i - a, j, f]].im }
             });
-            Spectrum { plans: vec![plan], factor: Some(factor.packed_forward()), ..Default::default() }
+            Spectrum { blocks: Some(transform), factor: Some(factor.packed_forward()), ..Default::default() }
         })
     }
 
     fn task_len(&self) -> usize {
-        self.block() / 2 + 1 + self.cache.scratch_len(&[self.block()])
+        let p = self.block();
+        let need =
+            || BlockTransform::<f32>::new(p).scratch_len().max(BlockTransform::<f64>::new(p).scratch_len());
+        self.cache.scratch_len(need)
     }
 }
 
@@ -124,45 +140,60 @@ impl<T: Scalar> Multiply<T> for BlockCirculant {
             }
             return;
         }
-        let Spectrum { plans, factor, .. } = self.spectrum::<T>();
+        let Spectrum { blocks, factor, convolution, .. } = self.spectrum::<T>();
+        if let Some(convolution) = convolution {
+            let p = self.block();
+            return convolve(
+                convolution,
+                &self.cache,
+                self.flops(1),
+                Operands { op, x, y, update, work },
+                &|j, x, _| &x[j * p..x.len().min((j + 1) * p)],
+                &|i, y, _, inverse| {
+                    let end = y.len().min((i + 1) * p);
+                    inverse(&mut y[i * p..end], update);
+                },
+            );
+        }
         let Some(factor) = factor else { return };
         if self.is_dense() {
             return factor.multiply(op, x, y, update, work.policy);
         }
-        let (plan, p, batch, policy) = (&plans[0], self.block(), x.rows(), work.policy);
-        let (a, b, _) = self.c.shape();
+        let Some(transform) = blocks else { return };
+        let (batch, policy, bins) = (x.rows(), work.policy, transform.bins());
+        let (a, b, p) = self.c.shape();
         let (outputs, inputs) = op.order(a, b);
-        let bins = plan.bins();
-        let (mut x_bins, work) = work.matrix(batch, bins * 2 * inputs);
-        let (mut y_bins, mut work) = work.matrix(batch, bins * 2 * outputs);
+        let (to, from) = op.order(Layout::Stacked, Layout::Planes);
+        // Two rows for each row of the batch.
+        let (cols, y_cols) = (bins * from.width(inputs), bins * to.width(outputs));
+        let (stride, y_stride) = (Workspace::<T>::slice_len(cols), Workspace::<T>::slice_len(y_cols));
+        let (x_bins, work) = work.slice(2 * batch * stride);
+        let (y_bins, mut work) = work.slice(2 * batch * y_stride);
         let transforms = |blocks: usize| blocks as u64 * transform_flops(p);
         for_rows(
             x,
-            x_bins.reborrow(),
+            RowsMut::new(x_bins, batch, 2 * stride, 2 * stride),
             work.reborrow(),
             self.task_len(),
             transforms(inputs),
-            &|x, to, scratch| {
-                let (z, scratch) = scratch.split_at_mut(bins);
-                for (j, x) in x.chunks(p).enumerate() {
-                    plan.forward(x, z, scratch);
-                    for (z, to) in z.iter().zip(to.chunks_exact_mut(2 * inputs)) {
-                        (to[j], to[inputs + j]) = (z.re, z.im);
-                    }
-                }
-            },
+            &|x, spectra, scratch| transform.forward(policy.level, x, from, spectra, scratch),
         );
-        let map = PanelMap::contiguous(bins, 2 * a, 2 * b);
-        factor.multiply_blocks(map, op, x_bins.as_rows(), y_bins.reborrow(), Update::Overwrite, policy);
-        for_rows(y_bins.as_rows(), y, work, self.task_len(), transforms(outputs), &|from, y, scratch| {
-            let (z, scratch) = scratch.split_at_mut(bins);
-            for (i, y) in y.chunks_mut(p).enumerate() {
-                for (z, from) in z.iter_mut().zip(from.chunks_exact(2 * outputs)) {
-                    *z = Complex::new(from[i], from[outputs + i]);
-                }
-                plan.inverse(z, y, update, scratch);
-            }
-        });
+        factor.multiply_blocks(
+            PanelMap::contiguous(bins, 2 * a, b),
+            op,
+            Rows::new(x_bins, 2 * batch, cols, stride),
+            RowsMut::new(y_bins, 2 * batch, y_cols, y_stride),
+            Update::Overwrite,
+            policy,
+        );
+        for_rows(
+            Rows::new(y_bins, batch, 2 * y_stride, 2 * y_stride),
+            y,
+            work,
+            self.task_len(),
+            transforms(outputs),
+            &|spectra, y, scratch| transform.inverse(policy.level, to, spectra, y, update, scratch),
+        );
     }
 }
 
@@ -186,8 +217,13 @@ impl StructuredMatrix for BlockCirculant {
             return Workspace::<f32>::slice_len(0);
         }
         let (a, b, p) = self.c.shape();
-        let panel = |blocks: usize| Workspace::<f32>::matrix_len(batch, (p / 2 + 1) * 2 * blocks);
-        panel(a) + panel(b) + scratch_len(batch, self.task_len())
+        if self.is_wide() {
+            return convolve_scratch_len(batch, p, (a, b), &self.cache);
+        }
+        let panels =
+            |width: usize| Workspace::<f32>::matrix_len(2 * batch, (p / 2 + 1).saturating_mul(width));
+        // Either may be stacked.
+        panels(2 * a) + panels(2 * b) + scratch_len(batch, self.task_len())
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let (c, p) = (self.c.to_array(), self.block());
@@ -379,4 +415,13 @@ fn transforms(rows: &[f64], p: usize) -> Array2<Complex<f64>> {
         }
     }
     all
+}
+
+/// The bins of the real sequence `c`.
+fn spectrum_of(c: &[f64]) -> Vec<Complex<f64>> {
+    let plan = RealFft::<f64>::new(c.len());
+    let (mut z, mut scratch) =
+        (vec![Complex::default(); plan.bins()], vec![Complex::default(); plan.scratch_len()]);
+    plan.forward(c, &mut z, &mut scratch);
+    z
 }

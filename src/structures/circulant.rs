@@ -1,9 +1,9 @@
 //! Circulant matrices.
 
 use super::block_circulant::fit_blocks;
-use super::spectral::{convolve_flops, for_rows, pointwise, scratch_len, spectrum_of};
+use super::spectral::{convolve, convolve_flops, convolve_scratch_len};
 use crate::error::Result;
-use crate::kernels::{RealFft, Spectrum, SpectrumCache};
+use crate::kernels::{Convolution, Spectrum, SpectrumCache};
 use crate::matrix::{Multiply, Operands, StructuredMatrix};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run};
@@ -15,8 +15,8 @@ use ndarray::Array2;
 /// `W[i, j] = c[(i - j) mod N]` with `N = max(out, in)`: circulant, and for other than square shapes the leading rows and
 /// columns of a circulant matrix.
 ///
-/// Parameters: `N`. Product: $y = F^{-1}(\hat c \circ F x)$ by real Fourier transforms, `O(N log N)`; lengths with only small
-/// prime factors are fastest, odd lengths take twice the time.
+/// Parameters: `N`. Product: $y = F^{-1}(\hat c \circ F x)$ by real Fourier transforms, `O(N log N)`; powers of two
+/// are fastest, then lengths with only small prime factors; odd lengths take twice their time.
 ///
 /// Projection: each `c_k` is the mean of the entries that it stands for, the optimum. With activations the optimum
 /// $\hat c = \hat h / \hat g$ for square `W`, with the wrapped diagonal sums $h$ of `W C` and $g$ of `C`; for other shapes the
@@ -60,25 +60,22 @@ impl Circulant {
 
     fn spectrum<T: Scalar>(&self) -> &Spectrum<T> {
         self.cache.get(|| {
-            let mut c = vec![0.0; self.len()];
-            self.c.decode_row(0, 0, 0, &mut c);
-            Spectrum { plans: vec![RealFft::new(self.len())], values: spectrum_of(&c), ..Default::default() }
+            let convolution = Convolution::new(self.len(), (1, 1), |_, _| {
+                let mut c = vec![0.0; self.len()];
+                self.c.decode_row(0, 0, 0, &mut c);
+                c
+            });
+            Spectrum { convolution: Some(convolution), ..Default::default() }
         })
-    }
-
-    fn task_len(&self) -> usize {
-        self.len() / 2 + 1 + self.cache.scratch_len(&[self.len()])
     }
 }
 
 impl<T: Scalar> Multiply<T> for Circulant {
-    fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
-        let Spectrum { plans, values, .. } = self.spectrum::<T>();
-        for_rows(x, y, work, self.task_len(), self.flops(1), &|x, y, scratch| {
-            let (z, scratch) = scratch.split_at_mut(values.len());
-            plans[0].forward(x, z, scratch);
-            pointwise(op, values, z);
-            plans[0].inverse(z, y, update, scratch);
+    fn multiply(&self, operands: Operands<'_, T>) {
+        let Some(convolution) = &self.spectrum::<T>().convolution else { return };
+        let update = operands.update;
+        convolve(convolution, &self.cache, self.flops(1), operands, &|_, x, _| x, &|_, y, _, inverse| {
+            inverse(y, update)
         });
     }
 }
@@ -94,7 +91,7 @@ impl StructuredMatrix for Circulant {
         batch as u64 * convolve_flops(self.len())
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        scratch_len(batch, self.task_len())
+        convolve_scratch_len(batch, self.len(), (1, 1), &self.cache)
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let (c, len) = (self.c.matrix(0), self.len());

@@ -1,8 +1,8 @@
 //! Sums of diagonal times circulant matrices.
 
-use super::spectral::{convolve_flops, for_rows, pointwise, scratch_len, spectrum_of, transform_flops};
+use super::spectral::{convolve, convolve_flops, convolve_scratch_len, transform_flops};
 use crate::error::{Error, Result};
-use crate::kernels::{RealFft, Spectrum, SpectrumCache};
+use crate::kernels::{Convolution, Spectrum, SpectrumCache};
 use crate::linalg::{self, SvdOptions};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
@@ -12,7 +12,6 @@ use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
 use crate::structures::Dense;
 use ndarray::{Array2, ArrayRef2};
-use num_complex::Complex;
 
 /// $W = \sum_{k=1}^K \mathrm{diag}(d_k)\, \mathrm{circ}(c_k)$: `W[i, j] = sum_k d_k[i] c_k[(i - j) mod in]`, with rows beyond `in` going
 /// round again.
@@ -70,26 +69,16 @@ impl CirculantDiagonal {
         self.c.cols()
     }
 
-    fn bins(&self) -> usize {
-        self.len() / 2 + 1
-    }
-
-    /// The spectra of the `c_k`, one after the other.
+    /// The spectra of the `c_k`, one below the other.
     fn spectrum<T: Scalar>(&self) -> &Spectrum<T> {
         self.cache.get(|| {
-            let mut c = vec![0.0; self.len()];
-            let mut values = Vec::with_capacity(self.terms() * self.bins());
-            for k in 0..self.terms() {
+            let convolution = Convolution::new(self.len(), (self.terms(), 1), |k, _| {
+                let mut c = vec![0.0; self.len()];
                 self.c.decode_row(0, k, 0, &mut c);
-                values.extend(spectrum_of::<T>(&c));
-            }
-            Spectrum { plans: vec![RealFft::new(self.len())], values, ..Default::default() }
+                c
+            });
+            Spectrum { convolution: Some(convolution), ..Default::default() }
         })
-    }
-
-    /// Two spectra, a row, and what the transforms need.
-    fn task_len(&self) -> usize {
-        2 * self.bins() + self.len().div_ceil(2) + self.cache.scratch_len(&[self.len()])
     }
 
     fn member(storage: Storage, d: &ArrayRef2<f64>, c: &ArrayRef2<f64>) -> Self {
@@ -99,48 +88,35 @@ impl CirculantDiagonal {
 }
 
 impl<T: Scalar> Multiply<T> for CirculantDiagonal {
-    fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
-        let ((m, n), bins, policy) = (self.shape(), self.bins(), work.policy);
-        let Spectrum { plans, values, .. } = self.spectrum::<T>();
-        let fft = &plans[0];
-        for_rows(x, y, work, self.task_len(), self.flops(1), &|x, y, scratch| {
-            let (once, scratch) = scratch.split_at_mut(bins);
-            let (z, scratch) = scratch.split_at_mut(bins);
-            let (row, scratch) = scratch.split_at_mut(n.div_ceil(2));
-            let row: &mut [T] = &mut bytemuck::cast_slice_mut(row)[..n];
-            if op == Op::Forward {
-                fft.forward(x, once, scratch);
-                if update == Update::Overwrite {
-                    y.fill(T::default());
+    fn multiply(&self, operands: Operands<'_, T>) {
+        let Some(convolution) = &self.spectrum::<T>().convolution else { return };
+        let ((m, n), op, update, policy) = (self.shape(), operands.op, operands.update, operands.work.policy);
+        convolve(
+            convolution,
+            &self.cache,
+            self.flops(1),
+            operands,
+            &|k, x, row| {
+                if op == Op::Forward {
+                    return x;
                 }
-            } else {
-                once.fill(Complex::default());
-            }
-            for (k, spectrum) in values.chunks_exact(bins).enumerate() {
-                match op {
-                    Op::Forward => {
-                        z.copy_from_slice(once);
-                        pointwise(op, spectrum, z);
-                        fft.inverse(z, row, Update::Overwrite, scratch);
-                        for (from, y) in (0..m).step_by(n).zip(y.chunks_mut(n)) {
-                            self.d.scale_row(0, k, from, &row[..y.len()], y, Update::Accumulate, policy);
-                        }
-                    }
-                    Op::Transpose => {
-                        row.fill(T::default());
-                        for (from, x) in (0..m).step_by(n).zip(x.chunks(n)) {
-                            self.d.scale_row(0, k, from, x, &mut row[..x.len()], Update::Accumulate, policy);
-                        }
-                        fft.forward(row, z, scratch);
-                        pointwise(op, spectrum, z);
-                        once.iter_mut().zip(z.iter()).for_each(|(sum, z)| *sum = *sum + *z);
-                    }
+                row.fill(T::default());
+                for (from, x) in (0..m).step_by(n).zip(x.chunks(n)) {
+                    self.d.scale_row(0, k, from, x, &mut row[..x.len()], Update::Accumulate, policy);
                 }
-            }
-            if op == Op::Transpose {
-                fft.inverse(once, y, update, scratch);
-            }
-        });
+                row
+            },
+            &|k, y, row, inverse| {
+                if op == Op::Transpose {
+                    return inverse(y, update);
+                }
+                inverse(row, Update::Overwrite);
+                let update = if k == 0 { update } else { Update::Accumulate };
+                for (from, y) in (0..m).step_by(n).zip(y.chunks_mut(n)) {
+                    self.d.scale_row(0, k, from, &row[..y.len()], y, update, policy);
+                }
+            },
+        );
     }
 }
 
@@ -157,7 +133,7 @@ impl StructuredMatrix for CirculantDiagonal {
         batch as u64 * (transform_flops(n) + terms * term)
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        scratch_len(batch, self.task_len())
+        convolve_scratch_len(batch, self.len(), (self.terms(), 1), &self.cache)
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let (d, c, n) = (self.d.matrix(0), self.c.matrix(0), self.len());

@@ -2,7 +2,11 @@
 
 use super::spectral::{for_rows, scratch_len, transform_flops};
 use crate::error::{Error, Result};
-use crate::kernels::{Cosine, RealFft, Spectrum, SpectrumCache, Term, fft2};
+use crate::exec::{SCRATCH_ALIGN, Workspace};
+use crate::kernels::{
+    Cosine, Pattern, SparseProduct, SparseSpectrum, Spectrum, SpectrumCache, Transform, fft2, plane,
+    sparse_scratch_len,
+};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run, Weighted, largest};
@@ -122,85 +126,192 @@ impl Fourier {
     fn spectrum<T: Scalar>(&self) -> &Spectrum<T> {
         self.cache.get(|| {
             let (m, n) = self.shape;
-            let term = |to: usize, from: usize, conjugate: bool, weight: Complex<f64>| Term {
-                to: to as u32,
-                from: from as u32,
-                sign: T::narrow(if conjugate { -1.0 } else { 1.0 }),
-                weight: Complex::new(T::narrow(weight.re), T::narrow(weight.im)),
-            };
-            let mut terms = [Vec::new(), Vec::new()];
-            if self.transform == FourierTransform::Dct {
-                for (k, &index) in self.indices.iter().enumerate() {
-                    let (a, b) = (index as usize / n, index as usize % n);
-                    let weight = Complex::new(self.values.get(0, 0, k), 0.0);
-                    terms[0].push(term(a, b, false, weight));
-                    terms[1].push(term(b, a, false, weight));
+            let sides = [Transform::<T>::new(m), Transform::new(n)];
+            let [to, from] = [0, 1].map(|side| self.places(&sides[side]));
+            let mut entries = Vec::new();
+            // y += v x*, in the real numbers that y and x are combinations of.
+            let mut push = |y: &Combination, x: &Combination, v: Complex<f64>| {
+                for (row, a) in y {
+                    for (col, b) in x {
+                        let value = (a.conj() * v * b.conj()).re;
+                        entries.push((*row, *col, if value == 0.0 { 0.0 } else { value }));
+                    }
                 }
-                return Spectrum {
-                    cosines: vec![Cosine::new(n), Cosine::new(m)],
-                    terms,
-                    ..Default::default()
-                };
-            }
-            let scale = ((m * n) as f64).powf(-0.5);
+            };
+            // Transforms double; see `Multiply` for place 0.
+            let scale = 0.5 * ((m * n) as f64).powf(-0.5);
             for (k, &index) in self.indices.iter().enumerate() {
+                let (a, b) = (index as usize / n, index as usize % n);
+                if self.transform == FourierTransform::Dct {
+                    push(&to[a], &from[b], self.values.get(0, 0, k).into());
+                    continue;
+                }
                 let z = Complex::new(self.values.get(0, 0, k), self.values.get(0, 1, k)) * scale;
-                let (index, mirrored) = (index as usize, mirror(index as usize, self.shape));
-                let both = [(index, z), (mirrored, z.conj())];
-                for (index, z) in &both[..1 + usize::from(mirrored != index)] {
-                    let (a, b) = (index / n, index % n);
-                    // Y_a += z conj(X_b), for the half of the bins that is kept; X_{n-b} = conj(X_b).
-                    for (list, to, bins, from, len) in [(0, a, m / 2 + 1, b, n), (1, b, n / 2 + 1, a, m)] {
-                        if to < bins {
-                            let stored = from <= len / 2;
-                            terms[list].push(term(to, if stored { from } else { len - from }, stored, *z));
-                        }
+                let mirrored = mirror(index as usize, self.shape);
+                let both = [((a, b), z), ((mirrored / n, mirrored % n), z.conj())];
+                for ((a, b), z) in &both[..1 + usize::from(mirrored != index as usize)] {
+                    // The half of the frequencies that is kept; 0 and m / 2, which have no mirror image, count half.
+                    if 2 * a <= m {
+                        let alone = if to[*a].len() == 1 { 0.5 } else { 1.0 };
+                        push(&to[*a], &from[*b], z * alone);
                     }
                 }
             }
-            Spectrum { plans: vec![RealFft::new(n), RealFft::new(m)], terms, ..Default::default() }
+            let (pattern, values) = compressed(2 * plane(m), 2 * plane(n), entries);
+            let storage = if size_of::<T>() == 4 { Storage::F32 } else { Storage::F64 };
+            let values = Factor::from_fn(storage, (1, 1, values.len()), |_, _, k| values[k]);
+            let sides = sides.map(|side| {
+                let turns = (self.transform == FourierTransform::Dct).then(|| side.cosine_turns());
+                (side, turns)
+            });
+            Spectrum {
+                sparse: pattern.map(|pattern| SparseSpectrum { sides, pattern, values }),
+                ..Default::default()
+            }
         })
     }
 
+    /// Each coefficient of a transform, as a combination of the real numbers of a spectrum's planes.
+    fn places<T: Scalar>(&self, transform: &Transform<T>) -> Vec<Combination> {
+        let len = transform.len();
+        let (one, i) = (Complex::new(1.0, 0.0), Complex::new(0.0, 1.0));
+        let mut all = vec![Combination::new(); len];
+        for place in 0..len.div_ceil(2) {
+            let (re, im) = (place, plane(len) + place);
+            let (bin, conjugate) = transform.frequency(place);
+            let sign = if conjugate { -1.0 } else { 1.0 };
+            match self.transform {
+                _ if place == 0 => {
+                    all[0] = vec![(re, one)];
+                    if len.is_multiple_of(2) {
+                        all[len / 2] = vec![(im, one)];
+                    }
+                }
+                FourierTransform::Dft => {
+                    all[bin] = vec![(re, one), (im, i * sign)];
+                    all[len - bin] = vec![(re, one), (im, i * -sign)];
+                }
+                FourierTransform::Dct => {
+                    all[bin] = vec![(re, one)];
+                    all[len - bin] = vec![(im, one * -sign)];
+                }
+            }
+        }
+        all
+    }
+
+    /// A row in another order, and what the transforms need.
     fn task_len(&self) -> usize {
         let (m, n) = self.shape;
-        m / 2 + n / 2 + 2 + self.cache.scratch_len(&[m, n])
+        let row = m.max(n).next_multiple_of(SCRATCH_ALIGN);
+        row + 2 * plane(m.max(n)) + self.cache.transform_scratch_len(&[m, n])
+    }
+}
+
+/// Real numbers of a spectrum, by their place, with their factors.
+type Combination = Vec<(usize, Complex<f64>)>;
+
+/// The sparse matrix with these entries, those of one place added up.
+fn compressed(
+    rows: usize,
+    cols: usize,
+    mut entries: Vec<(usize, usize, f64)>,
+) -> (Option<Pattern>, Vec<f64>) {
+    entries.sort_by_key(|&(row, col, _)| (row, col));
+    entries.dedup_by(|next, entry| {
+        let same = (next.0, next.1) == (entry.0, entry.1);
+        if same {
+            entry.2 += next.2;
+        }
+        same
+    });
+    let starts = (0..=rows).map(|row| entries.partition_point(|entry| entry.0 < row) as u32).collect();
+    let pattern = Pattern::new(cols, starts, entries.iter().map(|entry| entry.1 as u32).collect());
+    (pattern, entries.into_iter().map(|entry| entry.2).collect())
+}
+
+/// Even entries ascending, then odd entries descending: the order in which a Fourier transform gives the cosine transform.
+fn fold<T: Scalar>(x: &[T], row: &mut [T]) {
+    let (front, back) = row.split_at_mut(x.len().div_ceil(2));
+    let (pairs, last) = x.as_chunks::<2>();
+    for ((front, back), [even, odd]) in front.iter_mut().zip(back.iter_mut().rev()).zip(pairs) {
+        (*front, *back) = (*even, *odd);
+    }
+    if let [last] = last {
+        front[pairs.len()] = *last;
+    }
+}
+
+/// The inverse of [`fold`].
+fn unfold<T: Scalar>(row: &[T], y: &mut [T], update: Update) {
+    let (front, back) = row.split_at(y.len().div_ceil(2));
+    let set = |y: &mut T, value: T| match update {
+        Update::Overwrite => *y = value,
+        Update::Accumulate => *y += value,
+    };
+    let (pairs, last) = y.as_chunks_mut::<2>();
+    for ((front, back), [even, odd]) in front.iter().zip(back.iter().rev()).zip(pairs) {
+        set(even, *front);
+        set(odd, *back);
+    }
+    if let [last] = last {
+        set(last, front[back.len()]);
     }
 }
 
 impl<T: Scalar> Multiply<T> for Fourier {
-    fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
-        let (m, n) = self.shape;
-        let Spectrum { plans, cosines, terms, .. } = self.spectrum::<T>();
-        let (outputs, inputs) = op.order(m, n);
-        let ((to, from), terms) = match op {
-            Op::Forward => ((1, 0), &terms[0]),
-            Op::Transpose => ((0, 1), &terms[1]),
-        };
-        for_rows(x, y, work, self.task_len(), self.flops(1), &|x, y, scratch| {
-            let (before, scratch) = scratch.split_at_mut(inputs / 2 + 1);
-            let (after, scratch) = scratch.split_at_mut(outputs / 2 + 1);
-            after.fill(Complex::default());
-            match self.transform {
-                FourierTransform::Dft => {
-                    plans[from].forward(x, before, scratch);
-                    for Term { to, from, sign, weight } in terms {
-                        let z = before[*from as usize];
-                        let sum = &mut after[*to as usize];
-                        *sum = *sum + *weight * Complex::new(z.re, z.im * *sign);
-                    }
-                    plans[to].inverse(after, y, update, scratch);
-                }
-                FourierTransform::Dct => {
-                    let before: &mut [T] = &mut bytemuck::cast_slice_mut(before)[..inputs];
-                    let after: &mut [T] = &mut bytemuck::cast_slice_mut(after)[..outputs];
-                    cosines[from].forward(x, before, scratch);
-                    for Term { to, from, weight, .. } in terms {
-                        after[*to as usize] += weight.re * before[*from as usize];
-                    }
-                    cosines[to].inverse(after, y, update, scratch);
-                }
+    fn multiply(&self, Operands { op, x, mut y, update, work }: Operands<'_, T>) {
+        if self.indices.is_empty() {
+            if update == Update::Overwrite {
+                y.fill(T::zero());
             }
+            return;
+        }
+        let (m, n) = self.shape;
+        let Some(SparseSpectrum { sides, pattern, values }) = &self.spectrum::<T>().sparse else { return };
+        let ((to, to_turns), (from, from_turns)) = op.order(&sides[0], &sides[1]);
+        let (batch, policy, (outputs, inputs)) = (x.rows(), work.policy, op.order(m, n));
+        let level = policy.level;
+        let (mut before, work) = work.matrix(batch, 2 * plane(inputs));
+        let (mut after, work) = work.matrix(batch, 2 * plane(outputs));
+        let (scratch, mut work) = work.slice(sparse_scratch_len(batch, 2 * plane(m), 2 * plane(n)));
+        let (task, row) = (self.task_len(), m.max(n).next_multiple_of(SCRATCH_ALIGN));
+        for_rows(x, before.reborrow(), work.reborrow(), task, transform_flops(inputs), &|x, z, scratch| {
+            let (row, scratch) = scratch.split_at_mut(row);
+            let Some(turns) = from_turns else { return from.forward(level, x, z, scratch) };
+            let row = &mut row[..inputs];
+            fold(x, row);
+            let (spectrum, scratch) = scratch.split_at_mut(z.len());
+            from.forward(level, row, spectrum, scratch);
+            turns.multiply(level, Op::Forward, 1, spectrum, z);
+        });
+        let (x, y_planes) = (before.as_rows(), after.reborrow());
+        values.multiply_sparse(SparseProduct {
+            pattern,
+            op,
+            x,
+            y: y_planes,
+            update: Update::Overwrite,
+            scratch,
+            policy,
+        });
+        // What transforms back is, but for place 0, what transforms forward, transposed.
+        for_rows(after.as_rows(), y, work, task, transform_flops(outputs), &|z, y, scratch| {
+            let (row, scratch) = scratch.split_at_mut(row);
+            let (spectrum, scratch) = scratch.split_at_mut(z.len());
+            match to_turns {
+                Some(turns) => turns.multiply(level, Op::Transpose, 1, z, spectrum),
+                None => spectrum.copy_from_slice(z),
+            }
+            for part in [0, plane(outputs)] {
+                spectrum[part] += spectrum[part];
+            }
+            if to_turns.is_none() {
+                return to.inverse(level, spectrum, y, update, scratch);
+            }
+            let row = &mut row[..outputs];
+            to.inverse(level, spectrum, row, Update::Overwrite, scratch);
+            unfold(row, y, update);
         });
     }
 }
@@ -221,7 +332,12 @@ impl StructuredMatrix for Fourier {
         batch as u64 * (transforms + per_coefficient * self.coefficients() as u64)
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        scratch_len(batch, self.task_len())
+        let (m, n) = (2 * plane(self.shape.0), 2 * plane(self.shape.1));
+        let panels =
+            Workspace::<f32>::matrix_len(batch, m).saturating_add(Workspace::<f32>::matrix_len(batch, n));
+        panels
+            .saturating_add(Workspace::<f32>::slice_len(sparse_scratch_len(batch, m, n)))
+            .saturating_add(scratch_len(batch, self.task_len()))
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let values: Vec<f64> = match self.transform {

@@ -1,21 +1,20 @@
 //! What the structures that multiply by Fourier transforms share: rows over threads, convolutions.
 
 use crate::exec::{SCRATCH_ALIGN, Workspace};
-use crate::kernels::{RealFft, Rows, RowsMut};
-use crate::matrix::Op;
+use crate::kernels::{Convolution, Rows, RowsMut, SpectrumCache, plane};
+use crate::matrix::{Operands, Update};
 use crate::scalar::Scalar;
-use num_complex::Complex;
 
 /// Tasks at most, which bounds the scratch of large batches.
 const MAX_TASKS: usize = 64;
 
-/// Scratch of [`for_rows`] when each task needs `per_task` complex numbers.
+/// Scratch of [`for_rows`] when each task needs `per_task` entries.
 pub(crate) fn scratch_len(batch: usize, per_task: usize) -> usize {
     task_len(per_task).saturating_mul(batch.min(MAX_TASKS))
 }
 
 fn task_len(per_task: usize) -> usize {
-    per_task.saturating_mul(2).checked_next_multiple_of(SCRATCH_ALIGN).unwrap_or(usize::MAX)
+    per_task.checked_next_multiple_of(SCRATCH_ALIGN).unwrap_or(usize::MAX)
 }
 
 /// Multiply-adds x 2 of a real transform, by the usual count.
@@ -29,7 +28,7 @@ pub(crate) fn convolve_flops(len: usize) -> u64 {
     2 * transform_flops(len) + 3 * len as u64
 }
 
-/// Calls `work` with each row of `x`, the same row of `y` and a task's scratch, rows split between threads. `flops` counts
+/// Calls `each` with each row of `x`, the same row of `y` and a task's scratch, rows split between threads. `flops` counts
 /// those of one row.
 pub(crate) fn for_rows<T: Scalar>(
     x: Rows<'_, T>,
@@ -37,7 +36,21 @@ pub(crate) fn for_rows<T: Scalar>(
     work: Workspace<'_, T>,
     per_task: usize,
     flops: u64,
-    each: &(impl Fn(&[T], &mut [T], &mut [Complex<T>]) + Sync),
+    each: &(impl Fn(&[T], &mut [T], &mut [T]) + Sync),
+) {
+    for_parts(x, y, work, per_task, flops, &|x, mut y, scratch| {
+        (0..y.rows()).for_each(|i| each(x.row(i), y.row(i), scratch));
+    });
+}
+
+/// Calls `each` with parts of `x`, the same rows of `y` and a task's scratch, one part for each thread.
+fn for_parts<T: Scalar>(
+    x: Rows<'_, T>,
+    y: RowsMut<'_, T>,
+    work: Workspace<'_, T>,
+    per_task: usize,
+    flops: u64,
+    each: &(impl Fn(Rows<'_, T>, RowsMut<'_, T>, &mut [T]) + Sync),
 ) {
     let rows = y.rows();
     let tasks = work.policy.tasks((flops / 2) as usize * rows).min(rows).clamp(1, MAX_TASKS);
@@ -47,17 +60,15 @@ pub(crate) fn for_rows<T: Scalar>(
 
 fn split<T: Scalar>(
     x: Rows<'_, T>,
-    mut y: RowsMut<'_, T>,
+    y: RowsMut<'_, T>,
     scratch: &mut [T],
     tasks: usize,
-    each: &(impl Fn(&[T], &mut [T], &mut [Complex<T>]) + Sync),
+    each: &(impl Fn(Rows<'_, T>, RowsMut<'_, T>, &mut [T]) + Sync),
 ) {
-    let rows = y.rows();
     if tasks < 2 {
-        let scratch = bytemuck::cast_slice_mut(scratch);
-        return (0..rows).for_each(|i| each(x.row(i), y.row(i), scratch));
+        return each(x, y, scratch);
     }
-    let half = tasks / 2;
+    let (rows, half) = (y.rows(), tasks / 2);
     let at = rows * half / tasks;
     let (top, bottom) = y.split_batch(at);
     let (first, second) = scratch.split_at_mut(scratch.len() / tasks * half);
@@ -67,36 +78,67 @@ fn split<T: Scalar>(
     );
 }
 
-/// `z[k] *= w[k]`, with the conjugate of `w` when transposed.
-pub(crate) fn pointwise<T: Scalar>(op: Op, w: &[Complex<T>], z: &mut [Complex<T>]) {
-    match op {
-        Op::Forward => z.iter_mut().zip(w).for_each(|(z, w)| *z = *w * *z),
-        Op::Transpose => z.iter_mut().zip(w).for_each(|(z, w)| *z = w.conj() * *z),
-    }
+/// Rows that a grid of convolutions takes through its product together: several where weights outnumber the spectra of a row.
+fn group((a, b): (usize, usize)) -> usize {
+    if a * b < 2 * (a + b) { 1 } else { 8 }
 }
 
-/// The bins of the real sequence `c`, divided by the length so that an unnormalised inverse is exact; computed in `f64`.
-pub(crate) fn spectrum_of<T: Scalar>(c: &[f64]) -> Vec<Complex<T>> {
-    let plan = RealFft::<f64>::new(c.len());
-    let (mut z, mut scratch) =
-        (vec![Complex::default(); plan.bins()], vec![Complex::default(); plan.scratch_len()]);
-    plan.forward(c, &mut z, &mut scratch);
-    let scale = 1.0 / c.len().max(1) as f64;
-    z.iter().map(|z| Complex::new(T::narrow(z.re * scale), T::narrow(z.im * scale))).collect()
+/// Scratch of [`convolve`].
+pub(crate) fn convolve_scratch_len(
+    batch: usize,
+    len: usize,
+    shape: (usize, usize),
+    cache: &SpectrumCache,
+) -> usize {
+    scratch_len(batch, convolve_task_len(batch, len, shape, cache))
 }
 
-/// The smallest `2^a 3^b 5^c` that is even and at least `len`: lengths with fast transforms.
-pub(crate) fn fast_len(len: usize) -> usize {
-    let mut best = len.max(2).next_power_of_two();
-    let mut five = 1;
-    while five < best {
-        let mut three = five;
-        while three < best {
-            let length = three * len.div_ceil(three).max(2).next_power_of_two();
-            best = best.min(length);
-            three *= 3;
+/// Spectra of a group of rows, a row, and what transforms need.
+fn convolve_task_len(batch: usize, len: usize, shape: (usize, usize), cache: &SpectrumCache) -> usize {
+    let spectra = group(shape).min(batch).saturating_mul((shape.0 + shape.1).saturating_mul(2 * plane(len)));
+    spectra
+        .saturating_add(len.next_multiple_of(SCRATCH_ALIGN))
+        .saturating_add(cache.transform_scratch_len(&[len]))
+}
+
+/// A product of a grid of convolutions. `read` names the numbers of input `j` of a row, which it may put into a row of scratch; `write`
+/// has output `i` computed, by its last argument, which takes what a leading part of it is to do to what.
+pub(crate) fn convolve<T: Scalar>(
+    convolution: &Convolution<T>,
+    cache: &SpectrumCache,
+    flops: u64,
+    Operands { op, x, mut y, update, work }: Operands<'_, T>,
+    read: &(impl for<'a> Fn(usize, &'a [T], &'a mut [T]) -> &'a [T] + Sync),
+    write: &(impl Fn(usize, &mut [T], &mut [T], &mut dyn FnMut(&mut [T], Update)) + Sync),
+) {
+    if x.cols() == 0 || y.cols() == 0 {
+        if update == Update::Overwrite {
+            y.fill(T::zero());
         }
-        five *= 5;
+        return;
     }
-    best
+    let Convolution { transform, grid } = convolution;
+    let (shape, len, level) = (grid.shape(), transform.len(), work.policy.level);
+    let (outputs, inputs) = op.order(shape.0, shape.1);
+    let (block, group) = (2 * plane(len), group(shape).min(x.rows()).max(1));
+    let per_task = convolve_task_len(x.rows(), len, shape, cache);
+    for_parts(x, y, work, per_task, flops, &|x, mut y, scratch| {
+        let (before, scratch) = scratch.split_at_mut(group * inputs * block);
+        let (after, scratch) = scratch.split_at_mut(group * outputs * block);
+        let (row, scratch) = scratch.split_at_mut(len.next_multiple_of(SCRATCH_ALIGN));
+        let row = &mut row[..len];
+        for start in (0..y.rows()).step_by(group) {
+            let rows = group.min(y.rows() - start);
+            let (before, after) =
+                (&mut before[..rows * inputs * block], &mut after[..rows * outputs * block]);
+            for (k, z) in before.chunks_exact_mut(block).enumerate() {
+                transform.forward(level, read(k % inputs, x.row(start + k / inputs), row), z, scratch);
+            }
+            grid.multiply(level, op, rows, before, after);
+            for (k, z) in after.chunks_exact_mut(block).enumerate() {
+                let mut inverse = |y: &mut [T], update| transform.inverse(level, z, y, update, scratch);
+                write(k % outputs, y.row(start + k / outputs), row, &mut inverse);
+            }
+        }
+    });
 }

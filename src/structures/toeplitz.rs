@@ -1,8 +1,8 @@
 //! Toeplitz and Hankel matrices.
 
-use super::spectral::{convolve_flops, fast_len, for_rows, pointwise, scratch_len, spectrum_of};
+use super::spectral::{convolve, convolve_flops, convolve_scratch_len};
 use crate::error::{Error, Result};
-use crate::kernels::{RealFft, Spectrum, SpectrumCache};
+use crate::kernels::{Convolution, Spectrum, SpectrumCache};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run, Weighted};
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 /// `W[i, j] = t[i - j + in - 1]` (Toeplitz: constant along diagonals) or `W[i, j] = t[i + j]` (Hankel: constant along
 /// anti-diagonals, a Toeplitz matrix of the reversed input).
 ///
-/// Parameters: `out + in - 1`. Product: a convolution by real Fourier transforms of a fast length of at least that,
+/// Parameters: `out + in - 1`. Product: a convolution by real Fourier transforms of the next power of two,
 /// `O((out + in) log(out + in))`.
 ///
 /// Projection: each `t` is the mean of its diagonal, the optimum. With activations, conjugate gradients on the normal equations
@@ -95,7 +95,7 @@ impl Toeplitz {
     }
 
     fn transform_len(&self) -> usize {
-        fast_len(self.t.cols())
+        self.t.cols().next_power_of_two()
     }
 
     fn spectrum<T: Scalar>(&self) -> &Spectrum<T> {
@@ -112,33 +112,40 @@ impl Toeplitz {
                 };
                 column[at] = value;
             }
-            Spectrum { plans: vec![RealFft::new(len)], values: spectrum_of(&column), ..Default::default() }
+            let convolution = Convolution::new(len, (1, 1), |_, _| column.clone());
+            Spectrum { convolution: Some(convolution), ..Default::default() }
         })
-    }
-
-    fn task_len(&self) -> usize {
-        let len = self.transform_len();
-        len / 2 + 1 + self.cache.scratch_len(&[len])
     }
 }
 
 impl<T: Scalar> Multiply<T> for Toeplitz {
-    fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
-        let Spectrum { plans, values, .. } = self.spectrum::<T>();
-        for_rows(x, y, work, self.task_len(), self.flops(1), &|x, y, scratch| {
-            let (z, scratch) = scratch.split_at_mut(values.len());
-            plans[0].forward(x, z, scratch);
-            match self.form {
-                ToeplitzForm::Toeplitz => pointwise(op, values, z),
-                // Conjugation reverses the input. A Hankel matrix and its transpose have the same formula.
-                ToeplitzForm::Hankel => {
-                    z.iter_mut().for_each(|z| *z = z.conj());
-                    pointwise(Op::Forward, values, z);
-                }
-            }
-            plans[0].inverse(z, y, update, scratch);
-        });
+    fn multiply(&self, operands: Operands<'_, T>) {
+        let Some(convolution) = &self.spectrum::<T>().convolution else { return };
+        let (form, update) = (self.form, operands.update);
+        // A Hankel matrix and its transpose have the same formula: the convolution of the reversed input.
+        let op = if form == ToeplitzForm::Hankel { Op::Forward } else { operands.op };
+        convolve(
+            convolution,
+            &self.cache,
+            self.flops(1),
+            Operands { op, ..operands },
+            &|_, x, row| match form {
+                ToeplitzForm::Toeplitz => x,
+                ToeplitzForm::Hankel => reverse(x, row),
+            },
+            &|_, y, _, inverse| inverse(y, update),
+        );
     }
+}
+
+/// Entry `j` at place `-j`, modulo the length of `row`, between zeros.
+fn reverse<'a, T: Scalar>(x: &[T], row: &'a mut [T]) -> &'a [T] {
+    let [first, rest @ ..] = x else { return &[] };
+    let at = row.len() - rest.len();
+    row[1..at].fill(T::zero());
+    row[0] = *first;
+    row[at..].iter_mut().rev().zip(rest).for_each(|(to, from)| *to = *from);
+    row
 }
 
 impl StructuredMatrix for Toeplitz {
@@ -152,7 +159,7 @@ impl StructuredMatrix for Toeplitz {
         batch as u64 * convolve_flops(self.transform_len())
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        scratch_len(batch, self.task_len())
+        convolve_scratch_len(batch, self.transform_len(), (1, 1), &self.cache)
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let t = self.t.matrix(0);
