@@ -1,5 +1,6 @@
 //! Sums of diagonal times circulant matrices.
 
+use super::expanded::Expanded;
 use super::spectral::{convolve, convolve_flops, convolve_scratch_len, transform_flops};
 use crate::error::{Error, Result};
 use crate::kernels::{Convolution, Spectrum, SpectrumCache};
@@ -17,7 +18,8 @@ use ndarray::{Array2, ArrayRef2};
 /// round again.
 ///
 /// Parameters: `K (out + in)`. Product: one real Fourier transform of `x`, then `K` products and inverse transforms, of length
-/// `in`. With `K = min(out, in)` every matrix is one.
+/// `in`. With `K = min(out, in)` every matrix is one. With so many terms that the dense product takes less, the dense matrix is made on
+/// the first product and multiplied.
 ///
 /// Projection: the rank-`K` singular value decomposition of the sheared matrix `M[i, s] = W[i, (i - s) mod in]`, optimal for every
 /// shape. With activations, the `d_k` and the `c_k` in turns by conjugate gradients, from the plain optimum.
@@ -41,6 +43,7 @@ pub struct CirculantDiagonal {
     /// `1 x K x in`.
     c: Factor,
     cache: SpectrumCache,
+    expanded: Expanded,
 }
 
 /// Parameters of [`CirculantDiagonal`].
@@ -69,6 +72,13 @@ impl CirculantDiagonal {
         self.c.cols()
     }
 
+    /// Of a product with one vector by the transforms.
+    fn own_flops(&self) -> u64 {
+        let ((m, n), terms) = (self.shape(), self.terms() as u64);
+        let term = convolve_flops(n) - transform_flops(n) + 2 * m as u64;
+        transform_flops(n) + terms * term
+    }
+
     /// The spectra of the `c_k`, one below the other.
     fn spectrum<T: Scalar>(&self) -> &Spectrum<T> {
         self.cache.get(|| {
@@ -83,18 +93,24 @@ impl CirculantDiagonal {
 
     fn member(storage: Storage, d: &ArrayRef2<f64>, c: &ArrayRef2<f64>) -> Self {
         let (d, c) = (Factor::from_matrix(storage, d), Factor::from_matrix(storage, c));
-        Self { d, c, cache: SpectrumCache::default() }
+        Self { d, c, cache: SpectrumCache::default(), expanded: Expanded::default() }
     }
 }
 
 impl<T: Scalar> Multiply<T> for CirculantDiagonal {
     fn multiply(&self, operands: Operands<'_, T>) {
+        if Expanded::pays(self.own_flops(), self.shape())
+            && let Some(dense) = self.expanded.dense::<T>(self)
+        {
+            let Operands { op, x, y, update, work } = operands;
+            return dense.multiply(op, x, y, update, work.policy);
+        }
         let Some(convolution) = &self.spectrum::<T>().convolution else { return };
         let ((m, n), op, update, policy) = (self.shape(), operands.op, operands.update, operands.work.policy);
         convolve(
             convolution,
             &self.cache,
-            self.flops(1),
+            self.own_flops(),
             operands,
             &|k, x, row| {
                 if op == Op::Forward {
@@ -128,11 +144,11 @@ impl StructuredMatrix for CirculantDiagonal {
         (self.d.cols(), self.c.cols())
     }
     fn flops(&self, batch: usize) -> u64 {
-        let ((m, n), terms) = (self.shape(), self.terms() as u64);
-        let term = convolve_flops(n) - transform_flops(n) + 2 * m as u64;
-        batch as u64 * (transform_flops(n) + terms * term)
+        let own = self.own_flops();
+        batch as u64 * Expanded::flops(own, own, self.shape())
     }
     fn scratch_len(&self, batch: usize) -> usize {
+        let batch = if Expanded::pays(self.own_flops(), self.shape()) { 0 } else { batch };
         convolve_scratch_len(batch, self.len(), (self.terms(), 1), &self.cache)
     }
     fn to_dense_f64(&self) -> Array2<f64> {
@@ -251,6 +267,6 @@ impl Family for CirculantDiagonal {
                 c.shape()
             )));
         }
-        Ok(Self { d, c, cache: SpectrumCache::default() })
+        Ok(Self { d, c, cache: SpectrumCache::default(), expanded: Expanded::default() })
     }
 }

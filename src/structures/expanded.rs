@@ -10,15 +10,18 @@ use crate::storage::{Factor, Storage};
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Expanded(SpectrumCache);
 
+/// Multiply-adds of a dense product in the time of one that gathers its input, about.
+pub(crate) const GATHERED: u64 = 4;
+
 impl Expanded {
-    /// `own` flops of a product with one vector, or those of the dense product where these are fewer.
-    pub(crate) fn flops(own: u64, shape: (usize, usize)) -> u64 {
-        own.min(dense_flops(shape))
+    /// Whether a structure multiplies as a dense matrix: its product with one vector costs as much as `cost` flops of dense products.
+    pub(crate) fn pays(cost: u64, shape: (usize, usize)) -> bool {
+        cost > dense_flops(shape)
     }
 
-    /// Whether a structure of `own` flops multiplies as a dense matrix.
-    pub(crate) fn pays(own: u64, shape: (usize, usize)) -> bool {
-        own > dense_flops(shape)
+    /// Flops of a product with one vector: `own`, or those of the dense product in its place.
+    pub(crate) fn flops(own: u64, cost: u64, shape: (usize, usize)) -> u64 {
+        if Self::pays(cost, shape) { dense_flops(shape) } else { own }
     }
 
     /// The dense matrix, packed.

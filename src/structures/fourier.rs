@@ -1,5 +1,6 @@
 //! Matrices of few spectral coefficients.
 
+use super::expanded::{Expanded, GATHERED};
 use super::spectral::{for_rows, scratch_len, transform_flops};
 use crate::error::{Error, Result};
 use crate::exec::{SCRATCH_ALIGN, Workspace};
@@ -25,7 +26,8 @@ use serde::{Deserialize, Serialize};
 ///
 /// Parameters: two numbers per kept pair of mirrored Fourier coefficients (the mirror image of `(a, b)` is `(-a, -b)`), one per cosine
 /// coefficient; and one index each. Product: a transform of length `in`, one complex (real) multiply-add per coefficient, a
-/// transform of length `out`.
+/// transform of length `out`. With so many coefficients that the dense product takes less time (an eighth of all), the dense matrix is
+/// made on the first product and multiplied.
 ///
 /// Projection: the coefficients of the largest magnitude, optimal by Parseval's theorem. With activations, those of the plain optimum
 /// or those that count most at the input's power spectrum, refitted by conjugate gradients; the better of the two.
@@ -52,6 +54,7 @@ pub struct Fourier {
     /// `a * in + b` of each coefficient, ascending; of mirrored pairs the smaller one.
     indices: Vec<u32>,
     cache: SpectrumCache,
+    expanded: Expanded,
 }
 
 /// The transform whose coefficients a [`Fourier`] matrix keeps.
@@ -115,7 +118,14 @@ impl Fourier {
     ) -> Self {
         let rows = transform.numbers();
         let values = Factor::from_fn(storage, (1, rows, indices.len()), |_, part, k| values[rows * k + part]);
-        Self { shape, transform, values, indices: indices.to_vec(), cache: SpectrumCache::default() }
+        Self {
+            shape,
+            transform,
+            values,
+            indices: indices.to_vec(),
+            cache: SpectrumCache::default(),
+            expanded: Expanded::default(),
+        }
     }
 
     /// Number of kept coefficients.
@@ -200,6 +210,16 @@ impl Fourier {
         all
     }
 
+    /// Of a product with one vector by the transforms.
+    fn own_flops(&self) -> u64 {
+        let per_coefficient = match self.transform {
+            FourierTransform::Dft => 8,
+            FourierTransform::Dct => 2,
+        };
+        let transforms = transform_flops(self.shape.0) + transform_flops(self.shape.1);
+        transforms + per_coefficient * self.coefficients() as u64
+    }
+
     /// A row in another order, and what the transforms need.
     fn task_len(&self) -> usize {
         let (m, n) = self.shape;
@@ -267,6 +287,11 @@ impl<T: Scalar> Multiply<T> for Fourier {
             }
             return;
         }
+        if Expanded::pays(GATHERED * self.own_flops(), self.shape)
+            && let Some(dense) = self.expanded.dense::<T>(self)
+        {
+            return dense.multiply(op, x, y, update, work.policy);
+        }
         let (m, n) = self.shape;
         let Some(SparseSpectrum { sides, pattern, values }) = &self.spectrum::<T>().sparse else { return };
         let ((to, to_turns), (from, from_turns)) = op.order(&sides[0], &sides[1]);
@@ -324,14 +349,11 @@ impl StructuredMatrix for Fourier {
         self.shape
     }
     fn flops(&self, batch: usize) -> u64 {
-        let per_coefficient = match self.transform {
-            FourierTransform::Dft => 8,
-            FourierTransform::Dct => 2,
-        };
-        let transforms = transform_flops(self.shape.0) + transform_flops(self.shape.1);
-        batch as u64 * (transforms + per_coefficient * self.coefficients() as u64)
+        let own = self.own_flops();
+        batch as u64 * Expanded::flops(own, GATHERED * own, self.shape)
     }
     fn scratch_len(&self, batch: usize) -> usize {
+        let batch = if Expanded::pays(GATHERED * self.own_flops(), self.shape) { 0 } else { batch };
         let (m, n) = (2 * plane(self.shape.0), 2 * plane(self.shape.1));
         let panels =
             Workspace::<f32>::matrix_len(batch, m).saturating_add(Workspace::<f32>::matrix_len(batch, n));
@@ -576,7 +598,14 @@ impl Family for Fourier {
         if transform == FourierTransform::Dft && indices.iter().any(redundant) {
             return Err(parts.error("both coefficients of a mirrored pair, or the larger one"));
         }
-        Ok(Self { shape: (m, n), transform, values, indices, cache: SpectrumCache::default() })
+        Ok(Self {
+            shape: (m, n),
+            transform,
+            values,
+            indices,
+            cache: SpectrumCache::default(),
+            expanded: Expanded::default(),
+        })
     }
 }
 

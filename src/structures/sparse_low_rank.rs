@@ -1,5 +1,6 @@
 //! Low rank plus sparse.
 
+use super::expanded::{Expanded, GATHERED};
 use super::sparse::{Support, density, index_words, most_positions, refit};
 use super::{LowRank, LowRankSpec, Sparse, SparseSpec};
 use crate::error::{Error, Result};
@@ -14,6 +15,8 @@ use ndarray::Array2;
 /// $W = U V + S$ with `S` in compressed sparse rows.
 ///
 /// Parameters: `rank (out + in) + nnz`, `nnz` column indices of 2 bytes (4 beyond 65536 inputs) and `out + 1` pointers of 4; multiply-adds as many as parameters.
+/// Where both parts together take more time than the dense product (a quarter of the positions does), the dense matrix is made on the
+/// first product and multiplied.
 ///
 /// Projection: alternating. The low-rank step does one half-step of subspace iteration for each factor, each a least-squares
 /// optimum; the sparse step keeps the largest entries of $W - U V$. The start is the better of "best low rank first" and
@@ -42,6 +45,7 @@ use ndarray::Array2;
 pub struct SparseLowRank {
     low_rank: LowRank,
     sparse: Sparse,
+    expanded: Expanded,
 }
 
 /// Where [`SparseLowRank`] starts from.
@@ -95,9 +99,18 @@ impl SparseLowRank {
     pub fn new(low_rank: LowRank, sparse: Sparse) -> Result<Self> {
         let ((m, n), (rows, cols)) = (low_rank.shape(), sparse.shape());
         match (m, n) == (rows, cols) {
-            true => Ok(Self { low_rank, sparse }),
+            true => Ok(Self::of(low_rank, sparse)),
             false => Err(Error::shape("sparse", &[m, n], &[rows, cols])),
         }
+    }
+
+    fn of(low_rank: LowRank, sparse: Sparse) -> Self {
+        Self { low_rank, sparse, expanded: Expanded::default() }
+    }
+
+    /// Of a product with one vector by both parts, as flops of dense products.
+    fn cost(&self) -> u64 {
+        self.low_rank.flops(1) + 2 * GATHERED * self.sparse.nnz() as u64
     }
 
     /// The low-rank part.
@@ -113,6 +126,11 @@ impl SparseLowRank {
 
 impl<T: Scalar> Multiply<T> for SparseLowRank {
     fn multiply(&self, Operands { op, x, mut y, update, mut work }: Operands<'_, T>) {
+        if Expanded::pays(self.cost(), self.shape())
+            && let Some(dense) = self.expanded.dense::<T>(self)
+        {
+            return dense.multiply(op, x, y, update, work.policy);
+        }
         let low_rank = Operands { op, x, y: y.reborrow(), update, work: work.reborrow() };
         self.low_rank.multiply(low_rank);
         self.sparse.multiply(Operands { op, x, y, update: Update::Accumulate, work });
@@ -127,9 +145,11 @@ impl StructuredMatrix for SparseLowRank {
         self.low_rank.shape()
     }
     fn flops(&self, batch: usize) -> u64 {
-        self.low_rank.flops(batch) + self.sparse.flops(batch)
+        let own = self.low_rank.flops(1) + self.sparse.flops(1);
+        batch as u64 * Expanded::flops(own, self.cost(), self.shape())
     }
     fn scratch_len(&self, batch: usize) -> usize {
+        let batch = if Expanded::pays(self.cost(), self.shape()) { 0 } else { batch };
         self.low_rank.scratch_len(batch).max(self.sparse.scratch_len(batch))
     }
     fn to_dense_f64(&self) -> Array2<f64> {
@@ -349,7 +369,7 @@ impl Family for SparseLowRank {
         };
         let low_rank = LowRank::from_arrays(run.storage(), &u, &v);
         let sparse = Sparse::keep(run.storage(), &s, support);
-        Ok(Fit::local(Self { low_rank, sparse }, history))
+        Ok(Fit::local(Self::of(low_rank, sparse), history))
     }
 
     fn random(shape: (usize, usize), spec: &SparseLowRankSpec, storage: Storage, seed: u64) -> Result<Self> {
@@ -358,10 +378,10 @@ impl Family for SparseLowRank {
         let low_rank = LowRankSpec { rank, ..Default::default() };
         let low_rank = LowRank::random(shape, &low_rank, storage, seed)?;
         let sparse = Sparse::random(shape, &SparseSpec { nnz, ..Default::default() }, storage, seed ^ 1)?;
-        Ok(Self { low_rank, sparse })
+        Ok(Self::of(low_rank, sparse))
     }
 
     fn from_parts(mut parts: Parts<'static>) -> Result<Self> {
-        Ok(Self { low_rank: parts.take_child()?, sparse: parts.take_child()? })
+        Ok(Self::of(parts.take_child()?, parts.take_child()?))
     }
 }

@@ -4,6 +4,7 @@ mod fit;
 
 pub(crate) use fit::{Support, refit};
 
+use super::expanded::{Expanded, GATHERED};
 use crate::error::{Error, Result};
 use crate::kernels::{Pattern, SparseProduct, sparse_scratch_len};
 use crate::matrix::{Multiply, Operands, StructuredMatrix};
@@ -19,6 +20,8 @@ use std::str::FromStr;
 ///
 /// Parameters and multiply-adds: the number of kept positions; each also takes a column index of 2 bytes (4 in files, and where there are
 /// more than 65536 inputs), and each row a pointer. Values may have any storage; groups of an integer storage run along the stream of values.
+/// Where more than a quarter of the positions is kept, the dense product takes less time: then the dense matrix is made on the first product
+/// and multiplied.
 ///
 /// Projection: the entries of largest magnitude, which is optimal; so it is for a diagonal $C$ with the scores
 /// $W_{ij}^2 C_{jj}$. For any other $C$ the values are refitted on both of these supports, row by row
@@ -41,6 +44,7 @@ use std::str::FromStr;
 pub struct Sparse {
     values: Factor,
     pattern: Pattern,
+    expanded: Expanded,
 }
 
 /// Which positions may be kept together.
@@ -110,7 +114,13 @@ impl Sparse {
         let kept: Vec<f64> = support.positions().map(|at| w[at]).collect();
         let values = Factor::from_fn(storage, (1, 1, kept.len()), |_, _, p| kept[p]);
         let pattern = Pattern::new(w.ncols(), support.starts, support.cols);
-        Self { values, pattern: pattern.expect("supports ascend, inside of the weight") }
+        let pattern = pattern.expect("supports ascend, inside of the weight");
+        Self { values, pattern, expanded: Expanded::default() }
+    }
+
+    /// Of a product with one vector by the kept positions, as flops of dense products.
+    fn cost(&self) -> u64 {
+        2 * GATHERED * self.nnz() as u64
     }
 
     /// Number of kept positions.
@@ -126,6 +136,11 @@ impl Sparse {
 
 impl<T: Scalar> Multiply<T> for Sparse {
     fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
+        if Expanded::pays(self.cost(), self.shape())
+            && let Some(dense) = self.expanded.dense::<T>(self)
+        {
+            return dense.multiply(op, x, y, update, work.policy);
+        }
         let (pattern, policy) = (&self.pattern, work.policy);
         let (scratch, _) = work.slice(sparse_scratch_len(x.rows(), pattern.rows(), pattern.width()));
         self.values.multiply_sparse(SparseProduct { pattern, op, x, y, update, scratch, policy });
@@ -140,9 +155,10 @@ impl StructuredMatrix for Sparse {
         (self.pattern.rows(), self.pattern.width())
     }
     fn flops(&self, batch: usize) -> u64 {
-        2 * batch as u64 * self.nnz() as u64
+        batch as u64 * Expanded::flops(2 * self.nnz() as u64, self.cost(), self.shape())
     }
     fn scratch_len(&self, batch: usize) -> usize {
+        let batch = if Expanded::pays(self.cost(), self.shape()) { 0 } else { batch };
         let len = sparse_scratch_len(batch, self.pattern.rows(), self.pattern.width());
         crate::exec::Workspace::<f32>::slice_len(len)
     }
@@ -250,6 +266,6 @@ impl Family for Sparse {
                 m + 1
             )));
         };
-        Ok(Self { values, pattern })
+        Ok(Self { values, pattern, expanded: Expanded::default() })
     }
 }

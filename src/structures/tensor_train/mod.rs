@@ -230,7 +230,8 @@ impl StructuredMatrix for TensorTrain {
         self.shape
     }
     fn flops(&self, batch: usize) -> u64 {
-        batch as u64 * Expanded::flops(self.own_flops(), self.shape)
+        let own = self.own_flops();
+        batch as u64 * Expanded::flops(own, own, self.shape)
     }
     fn scratch_len(&self, batch: usize) -> usize {
         let batch = if Expanded::pays(self.own_flops(), self.shape) { 0 } else { batch };
