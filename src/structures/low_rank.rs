@@ -123,7 +123,8 @@ impl StructuredMatrix for LowRank {
         (self.u.rows(), self.v.cols())
     }
     fn flops(&self, batch: usize) -> u64 {
-        2 * batch as u64 * self.n_params() as u64
+        let s = self.s.as_ref().map_or(0, Factor::len);
+        2 * batch as u64 * (self.u.len() + s + self.v.len()) as u64
     }
     fn scratch_len(&self, batch: usize) -> usize {
         (1 + usize::from(self.s.is_some())) * Workspace::<f32>::matrix_len(batch, self.rank())
