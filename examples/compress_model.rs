@@ -59,7 +59,7 @@ struct Args {
     #[arg(long, default_value_t = 0.01)]
     dampening: f64,
     /// Most iterations of iterative projections: in the survey, in the fit.
-    #[arg(long, value_delimiter = ',', num_args = 2, default_values_t = [10, 40])]
+    #[arg(long, value_delimiter = ',', num_args = 2, default_values_t = [4, 12])]
     iterations: Vec<usize>,
     /// Seed of everything random.
     #[arg(long, default_value_t = 0)]

@@ -71,7 +71,7 @@ impl Settings {
             sequential: true,
             bias: true,
             dampening: 0.01,
-            iterations: (10, 40),
+            iterations: (4, 12),
             seed: 0,
         };
         settings.check()?;
@@ -89,7 +89,7 @@ impl Settings {
                     continue;
                 }
                 let middle = budget.fraction() / unit;
-                let steps = [0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.8];
+                let steps = [0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 1.8];
                 let ratios = steps.map(|step| step * middle);
                 variants.extend(
                     ratios.into_iter().filter(|r| *r < 1.0).map(|r| Variant::new(structure, storage, r)),

@@ -2,7 +2,7 @@
 
 use super::convert::{Operand, max_abs, safe_scale, standard, transposed_mut};
 use super::svd::no_convergence;
-use super::{Threads, check_finite, check_square, gram};
+use super::{Real, Threads, check_finite, check_square, gram};
 use crate::error::{Error, Result};
 use faer::Spec;
 use faer::diag::Diag;
@@ -35,11 +35,16 @@ pub fn eigh(a: &ArrayRef2<f64>, threads: Threads) -> Result<Eigh> {
 /// # Errors
 /// As [`eigh`].
 pub fn eigvalsh(a: &ArrayRef2<f64>, threads: Threads) -> Result<Vec<f64>> {
-    Ok(decompose(a, false, threads)?.0)
+    Ok(decompose::<f64>(a, false, threads)?.0)
+}
+
+/// The same as [`eigh`], computed in the precision of `T`: eigenvalues, and eigenvectors as rows.
+pub(super) fn eigh_in<T: Real>(a: &ArrayRef2<f64>, threads: Threads) -> Result<(Vec<f64>, Array2<T>)> {
+    decompose(a, true, threads)
 }
 
 /// Values descending, and the vectors as rows (`0 x 0` unless asked for).
-fn decompose(a: &ArrayRef2<f64>, vectors: bool, threads: Threads) -> Result<(Vec<f64>, Array2<f64>)> {
+fn decompose<T: Real>(a: &ArrayRef2<f64>, vectors: bool, threads: Threads) -> Result<(Vec<f64>, Array2<T>)> {
     let n = check_square("symmetric matrix", a)?;
     check_finite("symmetric matrix", a)?;
     if n == 0 {
@@ -47,12 +52,12 @@ fn decompose(a: &ArrayRef2<f64>, vectors: bool, threads: Threads) -> Result<(Vec
     }
     let scale = safe_scale(max_abs(a));
     let symmetric = Array2::from_shape_fn((n, n), |(i, j)| {
-        if i < j { 0.0 } else { 0.5 * (a[[i, j]] * scale) + 0.5 * (a[[j, i]] * scale) }
+        T::narrow(if i < j { 0.0 } else { 0.5 * (a[[i, j]] * scale) + 0.5 * (a[[j, i]] * scale) })
     });
     let op = Operand::new(&symmetric);
     let par = threads.par();
     let wanted = if vectors { ComputeEigenvectors::Yes } else { ComputeEigenvectors::No };
-    let mut memory = MemBuffer::new(self_adjoint_evd_scratch::<f64>(n, wanted, par, Spec::default()));
+    let mut memory = MemBuffer::new(self_adjoint_evd_scratch::<T>(n, wanted, par, Spec::default()));
     let mut values = Diag::zeros(n);
     let order = if vectors { n } else { 0 };
     let mut vt = Array2::zeros((order, order));
@@ -60,16 +65,17 @@ fn decompose(a: &ArrayRef2<f64>, vectors: bool, threads: Threads) -> Result<(Vec
     let stack = MemStack::new(&mut memory);
     self_adjoint_evd(op.mat(), values.as_mut(), target, par, stack, Spec::default())
         .map_err(|_| no_convergence("the symmetric eigendecomposition"))?;
-    let values: Vec<f64> = values.column_vector().iter().rev().map(|x| x / scale).collect();
-    if !values.iter().chain(&vt).all(|x| x.is_finite()) {
+    let values: Vec<f64> = values.column_vector().iter().rev().map(|x| x.widen() / scale).collect();
+    if !values.iter().copied().chain(vt.iter().map(|x| x.widen())).all(f64::is_finite) {
         return Err(no_convergence("the symmetric eigendecomposition"));
     }
     // The kernel's order is ascending.
     let mut vt = vt.slice(s![..;-1, ..]).to_owned();
     for mut v in vt.outer_iter_mut() {
-        let largest = v.iter().fold(0.0f64, |best, &x| if x.abs() > best.abs() { x } else { best });
+        let largest =
+            v.iter().map(|x| x.widen()).fold(0.0f64, |best, x| if x.abs() > best.abs() { x } else { best });
         if largest < 0.0 {
-            v.mapv_inplace(|x| -x);
+            v.mapv_inplace(|x| T::zero() - x);
         }
     }
     Ok((values, vt))

@@ -1,9 +1,10 @@
 //! A block Krylov space of `AᵀA`, fully orthogonalised, and Rayleigh-Ritz extraction from it.
 
 use super::convert::standard;
+use super::eigen::eigh_in;
 use super::qr::factor;
 use super::svd::from_rows;
-use super::{Eigh, Real, Svd, Threads, eigh, eigvalsh, matmul, matmul_into, matmul_nt, matmul_tn, svd};
+use super::{Eigh, Real, Svd, Threads, eigh, eigvalsh, gram, matmul, matmul_into, matmul_nt, matmul_tn, svd};
 use crate::error::Result;
 use ndarray::{Array2, ArrayRef2, Axis, s};
 use rand::SeedableRng;
@@ -12,6 +13,12 @@ use rand_distr::{Distribution, StandardNormal};
 
 /// Columns of a probe for missed directions.
 const PROBE: usize = 8;
+
+/// Errors of a Gram matrix of orthonormal vectors that a Newton step takes below any tolerance, and that are too large for one.
+const NEAR: f64 = 1e-6;
+const FAR: f64 = 1e-3;
+/// Eigenvalues of a Gram matrix down to this fraction of the largest give singular vectors to eleven digits.
+const TAME: f64 = 1e-5;
 
 /// The space, in either precision. Vectors are rows, so that blocks append and stay contiguous.
 pub(super) struct Krylov<'a, T> {
@@ -72,11 +79,7 @@ impl<'a, T: Real> Krylov<'a, T> {
     }
 
     fn append(&mut self, block: &Array2<T>) {
-        let mut basis = Vec::with_capacity(self.basis.len() + block.len());
-        basis.extend(self.basis.iter().chain(block));
-        if let Ok(grown) = Array2::from_shape_vec((self.len() + block.nrows(), self.a.ncols()), basis) {
-            self.basis = grown;
-        }
+        append_rows(&mut self.basis, block);
     }
 
     /// Applies `AᵀA` to the vectors appended last: `4 m n` flops each, and as much again per basis
@@ -87,11 +90,7 @@ impl<'a, T: Real> Krylov<'a, T> {
         let images = matmul_nt(&new, self.a, self.threads);
         let mut next = matmul(&images, self.a, self.threads);
         let coefficients = self.project_out(&mut next);
-        let mut grown = Vec::with_capacity(self.images.len() + images.len());
-        grown.extend(self.images.iter().chain(&images));
-        if let Ok(grown) = Array2::from_shape_vec((self.len(), self.a.nrows()), grown) {
-            self.images = grown;
-        }
+        append_rows(&mut self.images, &images);
         self.gram.push(coefficients);
         self.next = next;
     }
@@ -103,15 +102,30 @@ impl<'a, T: Real> Krylov<'a, T> {
         Ok((kept.iter().sum(), kept.last().copied().unwrap_or(0.0)))
     }
 
-    /// The best rank-`rank` approximation of `a`, the matrix at full precision, within reach: a projection on the images of the
-    /// leading Ritz vectors, half a power step better than the space itself. It resolves singular values down to the root of the
-    /// precision.
-    pub fn ritz(&self, a: &ArrayRef2<f64>) -> Result<Svd> {
-        let Eigh { vectors, .. } = eigh(&self.gram_matrix(), self.threads)?;
-        let leading = vectors.slice(s![.., ..self.rank.min(vectors.ncols())]).mapv(T::narrow);
-        let mut images = matmul_tn(&leading, &self.images, self.threads).mapv(T::widen);
-        let q = factor(&mut images, self.threads.par());
-        let small = svd(&matmul(&q, a, self.threads), self.threads)?;
+    /// The best rank-`rank` approximation within reach: a projection on the images of the leading Ritz vectors, half a power step better
+    /// than the space itself. It resolves singular values down to the root of the precision; the vectors are orthonormal in `f64`.
+    /// It is computed in `f64` where `exact`, the matrix in `f64`, is given.
+    pub fn ritz(&self, exact: Option<&ArrayRef2<f64>>) -> Result<Svd> {
+        let gram = self.gram_matrix();
+        let (values, vectors) = match exact {
+            Some(_) => {
+                let Eigh { values, vectors } = eigh(&gram, self.threads)?;
+                (values, vectors.t().mapv(T::narrow))
+            }
+            None => eigh_in::<T>(&gram, self.threads)?,
+        };
+        let mut leading = standard(&vectors.slice(s![..self.rank.min(values.len()), ..]));
+        // Images of unit length, orthogonal but for rounding.
+        for (mut vector, value) in leading.outer_iter_mut().zip(&values) {
+            let length = T::narrow(value.max(f64::MIN_POSITIVE).sqrt());
+            vector.mapv_inplace(|x| x / length);
+        }
+        let q = orthonormal_rows(matmul(&leading, &self.images, self.threads).mapv(T::widen), self.threads);
+        let b = match exact {
+            Some(a) => matmul(&q, a, self.threads),
+            None => matmul(&q.mapv(T::narrow), self.a, self.threads).mapv(T::widen),
+        };
+        let small = wide_svd(&b, self.threads)?;
         Ok(from_rows(matmul_tn(&small.u, &q, self.threads), small.s, small.vt))
     }
 
@@ -152,7 +166,8 @@ impl<'a, T: Real> Krylov<'a, T> {
             return block;
         }
         for pass in 0..6 {
-            let q = factor(&mut block, self.threads.par());
+            // Narrow blocks gain nothing from threads.
+            let q = factor(&mut block, Threads::ONE.par());
             // The diagonal of R tells how much of each unit vector the last projection left.
             let left: Vec<f64> = block.diag().iter().map(|x| x.widen().abs()).collect();
             let settled = pass > 0 && left.iter().all(|&x| x > 0.5);
@@ -191,6 +206,46 @@ impl<'a, T: Real> Krylov<'a, T> {
     }
 }
 
+fn append_rows<T: Real>(a: &mut Array2<T>, block: &Array2<T>) {
+    let (rows, cols) = a.dim();
+    let (mut data, _) = std::mem::replace(a, Array2::zeros((0, cols))).into_raw_vec_and_offset();
+    data.extend(block);
+    *a = Array2::from_shape_vec((rows + block.nrows(), cols), data).expect("rows of one length");
+}
+
+/// Orthonormal rows that span those of `y`, which nearly are orthonormal.
+fn orthonormal_rows(y: Array2<f64>, threads: Threads) -> Array2<f64> {
+    let mut y = y;
+    for _ in 0..3 {
+        let g = gram(&y.t(), threads);
+        let off = g.indexed_iter().map(|((i, j), g)| (g - if i == j { 1.0 } else { 0.0 }).abs());
+        let off = off.fold(0.0, f64::max);
+        if off.is_nan() || off > FAR {
+            break;
+        }
+        // A Newton step towards the nearest orthonormal matrix squares the error.
+        let step = Array2::from_shape_fn(g.dim(), |(i, j)| if i == j { 1.5 } else { 0.0 } - 0.5 * g[[i, j]]);
+        y = matmul(&step, &y, threads);
+        if off < NEAR {
+            return y;
+        }
+    }
+    factor(&mut y, threads.par())
+}
+
+/// The SVD of a wide matrix, by its Gram matrix where that keeps the digits.
+fn wide_svd(b: &Array2<f64>, threads: Threads) -> Result<Svd> {
+    let Eigh { values, vectors } = eigh(&gram(&b.t(), threads), threads)?;
+    let (most, least) = (values.first().copied().unwrap_or(0.0), values.last().copied().unwrap_or(0.0));
+    if b.nrows() > b.ncols() || least.is_nan() || least < TAME * most || most == 0.0 {
+        return svd(b, threads);
+    }
+    let s: Vec<f64> = values.iter().map(|v| v.sqrt()).collect();
+    let mut vt = matmul_tn(&vectors, b, threads);
+    vt.outer_iter_mut().zip(&s).for_each(|(mut row, s)| row /= *s);
+    Ok(Svd { u: vectors, s, vt })
+}
+
 impl Krylov<'_, f64> {
     /// [`ritz`](Self::ritz) by an SVD of all images: resolves singular values down to the precision.
     pub fn fine_ritz(&self) -> Result<Svd> {
@@ -222,7 +277,7 @@ mod tests {
             }
             assert!(diff(&krylov.gram_matrix(), &krylov.images.dot(&krylov.images.t())) < 1e-10);
             let exact = svd(&a, Threads(1)).unwrap();
-            for got in [krylov.ritz(&a).unwrap(), krylov.fine_ritz().unwrap()] {
+            for got in [krylov.ritz(None).unwrap(), krylov.fine_ritz().unwrap()] {
                 assert!(got.s.iter().zip(&exact.s).all(|(x, y)| (x - y).abs() < 1e-10));
             }
             assert_eq!(krylov.probe().1.nrows(), 0);

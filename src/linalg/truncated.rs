@@ -43,7 +43,7 @@ impl Default for SvdOptions {
 pub struct TruncatedSvd {
     /// The leading components.
     pub svd: Svd,
-    /// `||A - A_r||_F`, accurate also when it is tiny against `||A||_F`.
+    /// `||A - A_r||_F` to five digits, also when it is tiny against `||A||_F`.
     pub error: f64,
     /// Blocks added to the search space; 0 when the exact SVD was all there was.
     pub iterations: usize,
@@ -185,7 +185,9 @@ impl Search<'_> {
                         if let Some((svd, error)) = resolved {
                             return finish(svd, error, iteration);
                         }
-                        let svd = krylov.ritz(self.a)?;
+                        // Single precision would not do for what is that small.
+                        let exact = (left <= 1e-2 * energy).then_some(self.a);
+                        let svd = krylov.ritz(exact)?;
                         let left = energy - svd.s.iter().map(|x| x * x).sum::<f64>();
                         let error = if left > 1e-6 * energy { left.sqrt() } else { self.residual(&svd) };
                         return finish(svd, error, iteration);
@@ -215,6 +217,9 @@ impl Search<'_> {
     }
 }
 
+/// Least ratio of one gain to the one before that is counted on.
+const LEAST_RATIO: f64 = 0.15;
+
 /// Extrapolates what further blocks would gain.
 #[derive(Debug, Default)]
 struct Judge {
@@ -223,7 +228,7 @@ struct Judge {
 }
 
 impl Judge {
-    /// Whether the squared error `left` is within the tolerance of its limit: the gains shrink about
+    /// Whether the error, `left` when squared, is within the tolerance of its limit: the gains shrink about
     /// geometrically, so that what is still to come is the last gain times `ratio / (1 - ratio)`.
     fn converged(&mut self, left: f64, fine: bool, tolerance: f64) -> bool {
         if fine != self.fine {
@@ -231,13 +236,15 @@ impl Judge {
             *self = Self { fine, left: Vec::new() };
         }
         self.left.push(left);
-        let &[.., first, second, third] = self.left.as_slice() else { return false };
-        let (before, last) = ((first - second).max(0.0), (second - third).max(0.0));
-        // Early gains may come from a few outlying directions and shrink faster than the rest will:
-        // never count on much less than the last gain again.
-        let ratio = if before > 0.0 { (last / before).clamp(0.3, 0.95) } else { 0.95 };
-        // The error exceeds the optimum by half the relative excess of its square; the rest is margin.
-        last * ratio / (1.0 - ratio) <= tolerance * left
+        let &[.., first, second, third, fourth] = self.left.as_slice() else { return false };
+        let gains = [first - second, second - third, third - fourth].map(|gain| gain.max(0.0));
+        let ratio = |k: usize| if gains[k] > 0.0 { gains[k + 1] / gains[k] } else { 1.0 };
+        // Convergence gets faster, so that the ratio falls as it fell before. Early gains may come from a few outlying directions, and
+        // fall faster than the rest will: never count on much less than the last gain again.
+        let next = ratio(1) * (ratio(1) / ratio(0)).clamp(0.5, 1.0);
+        let next = if next.is_nan() { LEAST_RATIO } else { next.clamp(LEAST_RATIO, 0.95) };
+        // The error exceeds the optimum by half the relative excess of its square.
+        gains[2] * next / (1.0 - next) <= 2.0 * tolerance * left
     }
 }
 
@@ -256,7 +263,7 @@ mod tests {
                 let actual = norm(&(a - &t.svd.reconstruct(Threads(1))));
                 let floor = 1e-13 * norm(a);
                 assert!(actual <= 1.001 * optimum + floor, "{method:?} {actual} {optimum} {}", t.iterations);
-                assert!((actual - t.error).abs() <= 1e-6 * actual + floor, "{actual} {}", t.error);
+                assert!((actual - t.error).abs() <= 1e-5 * actual + floor, "{actual} {}", t.error);
                 assert_eq!(t.svd.rank(), rank);
                 assert!(orthogonality(&t.svd.u) < 1e-10);
                 assert!(orthogonality(&t.svd.vt.t().to_owned()) < 1e-10);

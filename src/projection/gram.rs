@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::linalg::{self, Threads};
 use crate::scalar::Scalar;
 use ndarray::{Array2, ArrayRef2};
+use std::sync::OnceLock;
 
 /// Negative eigenvalues down to this fraction of the largest diagonal entry are taken for rounding of an `f32` file.
 const PSD_TOLERANCE: f64 = 1e-5;
@@ -19,16 +20,24 @@ const PSD_TOLERANCE: f64 = 1e-5;
 /// assert_eq!(gram.second_moment(), &array![[1.0, 1.0], [1.0, 2.0]]);
 /// # Ok::<(), structmat::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Gram {
     moment: Array2<f64>,
     samples: f64,
+    /// `C^{1/2}`, which several projections of the same layer use, once it is asked for.
+    root: OnceLock<Array2<f64>>,
+}
+
+impl PartialEq for Gram {
+    fn eq(&self, other: &Self) -> bool {
+        self.moment == other.moment && self.samples == other.samples
+    }
 }
 
 impl Gram {
     /// Of no inputs yet, for a layer with `in_features` inputs.
     pub fn new(in_features: usize) -> Self {
-        Self { moment: Array2::zeros((in_features, in_features)), samples: 0.0 }
+        Self { moment: Array2::zeros((in_features, in_features)), samples: 0.0, root: OnceLock::new() }
     }
 
     /// From a given second moment, which counts as one sample in later merges.
@@ -56,7 +65,7 @@ impl Gram {
             let lowest = linalg::eigh(&moment, Threads(1))?.values.last().copied().unwrap_or(0.0);
             return Err(Error::NotPositiveSemiDefinite(format!("its smallest eigenvalue is {lowest:e}")));
         }
-        Ok(Self { moment, samples: 1.0 })
+        Ok(Self { moment, samples: 1.0, root: OnceLock::new() })
     }
 
     /// Takes in a batch `x` (batch x in): `C` becomes the mean over all inputs so far.
@@ -96,6 +105,18 @@ impl Gram {
         let total = self.samples + samples;
         self.moment.zip_mut_with(moment, |a, b| *a += (b - *a) * (samples / total));
         self.samples = total;
+        self.root = OnceLock::new();
+    }
+
+    /// `C^{1/2}`, computed the first time: `O(n³)`.
+    pub(crate) fn root(&self) -> Result<&Array2<f64>> {
+        match self.root.get() {
+            Some(root) => Ok(root),
+            None => {
+                let (root, ..) = linalg::symmetric_root(&self.moment)?;
+                Ok(self.root.get_or_init(|| root))
+            }
+        }
     }
 
     /// Number of features.

@@ -48,6 +48,14 @@ impl<'a> Objective<'a> {
         }
     }
 
+    /// `C^{1/2}` of the activation objective.
+    pub(crate) fn root(&self) -> Result<Option<&'a Array2<f64>>> {
+        match self {
+            Objective::Frobenius => Ok(None),
+            Objective::Activations(gram) => gram.root().map(Some),
+        }
+    }
+
     /// `‖E‖_F²`, or `tr(E C Eᵀ)`, of an error `E` (out x in). Cost of the latter: out x in².
     pub fn energy(&self, e: &ArrayRef2<f64>) -> f64 {
         match self.second_moment() {

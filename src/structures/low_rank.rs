@@ -187,16 +187,15 @@ impl Family for LowRank {
             return Err(Error::parameter("rank", spec.rank, format!("1 to {}", m.min(n))));
         }
         let options = SvdOptions { method: spec.method, seed: run.seed(), ..SvdOptions::default() };
-        let (svd, s, vt) = match objective.second_moment() {
+        let (svd, s, vt) = match objective.root()? {
             None => {
                 let svd = linalg::truncated_svd(w, spec.rank, &options, run.threads())?;
                 let (s, vt) = (svd.svd.s.clone(), svd.svd.vt.clone());
                 (svd, s, vt)
             }
-            Some(c) => {
-                let (root, ..) = linalg::symmetric_root(c)?;
+            Some(root) => {
                 let svd = linalg::truncated_svd(
-                    &linalg::matmul(w, &root, run.threads()),
+                    &linalg::matmul(w, root, run.threads()),
                     spec.rank,
                     &options,
                     run.threads(),

@@ -9,6 +9,7 @@ use structmat::registry::Entry;
 use structmat::{Error, Scalar};
 
 pub mod oracle;
+pub mod tiny;
 
 pub type Boxed = Box<dyn StructuredMatrix>;
 

@@ -50,7 +50,7 @@ pub(super) fn fit(
         }
     };
     if let Some(c) = objective.second_moment() {
-        let starts = vec![best.state, low_rank(w, Some(c), spec, run)?];
+        let starts = vec![best.state, low_rank(w, objective.root()?, spec, run)?];
         best = Problem::new(w, spec.blocks, Some(c), run.threads())?.solve(starts, spec.sweeps, run)?;
     }
     Ok((best.state, best.history))
@@ -83,24 +83,23 @@ fn sweep(
     Ok(Descent { state, energy, history })
 }
 
-/// The best low-rank matrix, weighted when `c` is given (then `P Pᵀ W`): all diagonals are 1.
+/// The best low-rank matrix, weighted when the `root` of `C` is given (then `P Pᵀ W`): all diagonals are 1.
 fn low_rank(
     w: &Array2<f64>,
-    c: Option<&Array2<f64>>,
+    root: Option<&Array2<f64>>,
     spec: &BlastSpec,
     run: &Run<'_>,
 ) -> Result<Factors<f64>> {
     let options = SvdOptions { seed: run.seed(), ..SvdOptions::default() };
     let truncated = |a: &Array2<f64>| linalg::truncated_svd(a, spec.rank, &options, run.threads());
-    let (mut u, mut v) = match c {
+    let (mut u, mut v) = match root {
         None => {
             let svd = truncated(w)?.svd;
             let v = &svd.vt.t() * &Array1::from(svd.s);
             (svd.u, v)
         }
-        Some(c) => {
-            let (root, ..) = linalg::symmetric_root(c)?;
-            let u = truncated(&matmul(w, &root, run.threads()))?.svd.u;
+        Some(root) => {
+            let u = truncated(&matmul(w, root, run.threads()))?.svd.u;
             let v = matmul_tn(w, &u, run.threads());
             (u, v)
         }

@@ -43,14 +43,14 @@ pub(super) fn fit(
             "Weight, where there are no activations",
         ));
     }
-    let root = c.map(|c| linalg::symmetric_root(c).map(|(root, ..)| root)).transpose()?;
-    let seen = root.as_ref().map(|root| matmul(w, root, run.threads()));
+    let root = objective.root()?;
+    let seen = root.map(|root| matmul(w, root, run.threads()));
     let rank = match spec.energy {
         None => spec.rank,
         Some(energy) => rank_of_energy(seen.as_ref().unwrap_or(w), energy, run)?.min(spec.rank),
     };
     let link = |choice: &Choice, weighted: bool| {
-        let (seen, root) = if weighted { (seen.as_ref(), root.as_ref()) } else { (None, None) };
+        let (seen, root) = if weighted { (seen.as_ref(), root) } else { (None, None) };
         build(w, seen, root, choice, spec.fused, run)
     };
     let plain = choose(w, w, rank, spec.selection, run)?;

@@ -1,0 +1,250 @@
+//! Whole models: budgets kept, work resumed and shared, files of one and of several pieces, wrong input.
+
+mod common;
+
+use common::difference;
+use common::tiny::*;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use structmat::Error;
+use structmat::compression::*;
+use structmat::io::{Checkpoint, Source};
+use structmat::models::*;
+use structmat::prelude::*;
+
+struct Setup {
+    folder: tempfile::TempDir,
+    tokens: Tokens,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let sequences: Vec<Vec<u32>> = (0..40)
+            .map(|i| (0..3 + i % 9).map(|j| (7 * i * i + 11 * j * j * i + j) % 50).collect())
+            .collect();
+        Self { folder, tokens: Tokens::from_sequences(sequences).unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn model(&self, llama: bool) -> Model {
+        let path = self.path("model.safetensors");
+        let (architecture, weights) = match llama {
+            false => (Architecture::bert(BERT), bert_weights(&BERT)),
+            true => (Architecture::llama(LLAMA), llama_weights(&LLAMA)),
+        };
+        write(&weights, &path);
+        Model::new(architecture, Arc::new(Checkpoint::open(path).unwrap())).unwrap()
+    }
+
+    fn compressor<'a>(
+        &'a self,
+        model: &'a Model,
+        settings: Settings,
+        work: &str,
+    ) -> structmat::Result<Compressor<'a>> {
+        Compressor::new(model, &self.tokens, settings, Parallelism::Seq, self.path(work))
+    }
+
+    /// Relative error of the last hidden states on the calibration tokens.
+    fn error(&self, model: &Model, path: &Path) -> f64 {
+        let run = |model: Model| {
+            let model = Transformer::load(model).unwrap();
+            model.forward(&self.tokens, &mut Exec::new(), &mut ()).unwrap().into_values()
+        };
+        let small = Model::new(model.architecture().clone(), structmat::io::open(path).unwrap()).unwrap();
+        difference(&run(small), &run(model.clone()).mapv(f64::from))
+    }
+}
+
+fn settings(budget: ModelBudget) -> Settings {
+    Settings::new(budget, &["low_rank", "sparse", "dense"], &[Storage::F32]).unwrap()
+}
+
+fn ignore(_: Event<'_>) {}
+
+#[test]
+fn budgets_are_kept_and_larger_ones_lose_less() {
+    let setup = Setup::new();
+    for llama in [false, true] {
+        let model = setup.model(llama);
+        let mut before = f64::INFINITY;
+        for (k, ratio) in [0.3, 0.6, 0.9, 1.0].into_iter().enumerate() {
+            let work = format!("work-{llama}-{k}");
+            let found = setup.compressor(&model, settings(ModelBudget::Params(ratio)), &work).unwrap();
+            let found = found.run(&mut ignore).unwrap();
+            let dense: usize = model.sites().iter().map(|site| site.shape.0 * site.shape.1).sum();
+            assert!(found.plan.params() as f64 <= ratio * dense as f64);
+            assert!(found.plan.bound.unwrap() <= found.plan.cost + 1e-12);
+            let path = setup.path("small.safetensors");
+            found.write(&path).unwrap();
+            let error = setup.error(&model, &path);
+            assert!(error < before, "{llama} {ratio}: {error} after {before}");
+            before = error;
+            // What is written is what was planned, and the rest of the model is there.
+            let file = Checkpoint::open(&path).unwrap();
+            for choice in &found.plan.choices {
+                let matrix = file.load(&choice.name).unwrap();
+                assert_eq!(
+                    (matrix.name(), matrix.n_params()),
+                    (choice.variant.structure.as_str(), choice.params)
+                );
+            }
+            assert_eq!(file.names().unwrap(), model.source().names().unwrap());
+        }
+        assert!(before < 1e-5, "all of the budget loses nothing: {before}");
+    }
+}
+
+#[test]
+fn bytes_buy_coarse_storages() {
+    let setup = Setup::new();
+    let model = setup.model(false);
+    let storages = [Storage::F32, Storage::Int8, Storage::Int4];
+    let settings = Settings::new(ModelBudget::Bytes(0.3), &["low_rank", "dense"], &storages).unwrap();
+    let found = setup.compressor(&model, settings, "work").unwrap().run(&mut ignore).unwrap();
+    let dense: usize = model.sites().iter().map(|site| 4 * site.shape.0 * site.shape.1).sum();
+    assert!(found.plan.bytes() as f64 <= 0.3 * dense as f64);
+    assert!(found.plan.choices.iter().any(|choice| choice.variant.storage == Storage::Int8));
+    found.write(setup.path("small.safetensors")).unwrap();
+    assert!(setup.error(&model, &setup.path("small.safetensors")) < 0.05);
+}
+
+#[test]
+fn fitting_in_sequence_and_biases_lose_less() {
+    let setup = Setup::new();
+    let model = setup.model(false);
+    let mut errors = Vec::new();
+    for (k, (sequential, bias)) in [(false, false), (false, true), (true, true)].into_iter().enumerate() {
+        let settings = Settings { sequential, bias, ..settings(ModelBudget::Params(0.5)) };
+        let found = setup.compressor(&model, settings, &format!("work-{k}")).unwrap();
+        found.run(&mut ignore).unwrap().write(setup.path("small.safetensors")).unwrap();
+        errors.push(setup.error(&model, &setup.path("small.safetensors")));
+    }
+    assert!(errors[1] < errors[0] && errors[2] < errors[1], "{errors:?}");
+}
+
+#[test]
+fn interrupted_work_goes_on_and_is_the_same() {
+    let setup = Setup::new();
+    let model = setup.model(true);
+    let settings = settings(ModelBudget::Params(0.5));
+    let whole = setup.compressor(&model, settings.clone(), "whole").unwrap();
+    whole.run(&mut ignore).unwrap().write(setup.path("whole.safetensors")).unwrap();
+
+    // All that a run leaves that stops in its last block.
+    let part = setup.compressor(&model, settings.clone(), "part").unwrap();
+    part.run(&mut ignore).unwrap();
+    std::fs::remove_file(setup.path("part/block-001.json")).unwrap();
+    std::fs::remove_file(setup.path("part/block-001.safetensors")).unwrap();
+    let kept = std::fs::metadata(setup.path("part/block-000.safetensors")).unwrap().modified().unwrap();
+    let mut seen = 0;
+    let resumed = setup.compressor(&model, settings.clone(), "part").unwrap();
+    resumed.run(&mut |_| seen += 1).unwrap().write(setup.path("part.safetensors")).unwrap();
+    assert_eq!(seen, 4);
+    assert_eq!(
+        std::fs::metadata(setup.path("part/block-000.safetensors")).unwrap().modified().unwrap(),
+        kept
+    );
+    let bytes = |name: &str| std::fs::read(setup.path(name)).unwrap();
+    assert!(bytes("whole.safetensors") == bytes("part.safetensors"));
+
+    // Other settings, other tokens: refused, and nothing touched.
+    let other = Settings { dampening: 0.02, ..settings.clone() };
+    let error = setup.compressor(&model, other, "part").unwrap_err();
+    assert!(matches!(&error, Error::File { reason, .. } if reason.contains("other settings")), "{error}");
+    let tokens = Tokens::from_sequences([[1, 2, 3]]).unwrap();
+    let error = Compressor::new(&model, &tokens, settings, Parallelism::Seq, setup.path("part")).unwrap_err();
+    assert!(matches!(&error, Error::File { reason, .. } if reason.contains("calibration")), "{error}");
+    assert!(setup.path("part/block-001.json").exists());
+}
+
+#[test]
+fn shards_make_what_one_process_makes() {
+    let setup = Setup::new();
+    let model = setup.model(false);
+    let settings = Settings { sequential: false, ..settings(ModelBudget::Params(0.4)) };
+    let one = setup.compressor(&model, settings.clone(), "one").unwrap();
+    one.run(&mut ignore).unwrap().write(setup.path("one.safetensors")).unwrap();
+    let shards = [0, 1].map(|index| Shard { index, count: 2 });
+    let two = setup.compressor(&model, settings.clone(), "two").unwrap();
+    two.survey(shards[1], &mut ignore).unwrap();
+    assert!(matches!(two.plan(), Err(Error::File { .. })));
+    two.survey(shards[0], &mut ignore).unwrap();
+    two.fit(shards[0], &mut ignore).unwrap();
+    assert!(matches!(two.finish(), Err(Error::File { .. })));
+    two.fit(shards[1], &mut ignore).unwrap();
+    two.finish().unwrap().write(setup.path("two.safetensors")).unwrap();
+    let bytes = |name: &str| std::fs::read(setup.path(name)).unwrap();
+    assert!(bytes("one.safetensors") == bytes("two.safetensors"));
+
+    let sequential = Settings { sequential: true, ..settings };
+    let sequential = setup.compressor(&model, sequential, "three").unwrap();
+    sequential.survey(Shard::WHOLE, &mut ignore).unwrap();
+    assert!(matches!(sequential.fit(shards[0], &mut ignore), Err(Error::Parameter { .. })));
+    assert!(matches!(
+        sequential.survey(Shard { index: 2, count: 2 }, &mut ignore),
+        Err(Error::Parameter { .. })
+    ));
+}
+
+#[test]
+fn models_in_several_files_stay_in_several_files() {
+    let setup = Setup::new();
+    let whole = setup.model(true);
+    let folder = setup.path("sharded");
+    std::fs::create_dir(&folder).unwrap();
+    let weights = llama_weights(&LLAMA);
+    let (mut first, mut second, mut map) = (Weights::new(), Weights::new(), serde_json::Map::new());
+    for (k, (name, value)) in weights.into_iter().enumerate() {
+        let file = if k % 2 == 0 { "a.safetensors" } else { "b.safetensors" };
+        map.insert(name.clone(), file.into());
+        if k % 2 == 0 { &mut first } else { &mut second }.insert(name, value);
+    }
+    write(&first, &folder.join("a.safetensors"));
+    write(&second, &folder.join("b.safetensors"));
+    let index = serde_json::json!({ "weight_map": map }).to_string();
+    std::fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
+
+    let settings = settings(ModelBudget::Params(0.5));
+    let one = setup.compressor(&whole, settings.clone(), "one").unwrap();
+    one.run(&mut ignore).unwrap().write(setup.path("one.safetensors")).unwrap();
+    let model = Model::new(Architecture::llama(LLAMA), structmat::io::open(&folder).unwrap()).unwrap();
+    let several = setup.compressor(&model, settings, "several").unwrap();
+    several.run(&mut ignore).unwrap().write(setup.path("small")).unwrap();
+    let error = setup.error(&whole, &setup.path("small"));
+    assert_eq!(error, setup.error(&whole, &setup.path("one.safetensors")));
+    assert_eq!(
+        structmat::io::open(setup.path("small")).unwrap().names().unwrap(),
+        model.source().names().unwrap()
+    );
+}
+
+#[test]
+fn wrong_input() {
+    let setup = Setup::new();
+    let model = setup.model(false);
+    let new = |budget, structures: &[&str]| Settings::new(budget, structures, &[Storage::F32]);
+    assert!(matches!(new(ModelBudget::Params(0.0), &["dense"]), Err(Error::Parameter { .. })));
+    assert!(matches!(new(ModelBudget::Params(f64::NAN), &["dense"]), Err(Error::Parameter { .. })));
+    assert!(matches!(new(ModelBudget::Params(0.5), &["nonsense"]), Err(Error::Unknown { .. })));
+    assert!(matches!(new(ModelBudget::Params(0.5), &[]), Err(Error::Parameter { .. })));
+    // Only whole matrices, and not enough budget for them: what was surveyed stays.
+    let dense = new(ModelBudget::Params(0.5), &["dense"]).unwrap();
+    let error = setup.compressor(&model, dense, "work").unwrap().run(&mut ignore).unwrap_err();
+    assert!(matches!(&error, Error::Parameter { name, .. } if name == "budget"), "{error}");
+    assert!(setup.path("work/survey-001.json").exists());
+    let bad = Settings { dampening: f64::NAN, ..settings(ModelBudget::Params(0.5)) };
+    assert!(matches!(setup.compressor(&model, bad, "bad"), Err(Error::Parameter { .. })));
+    let nowhere = setup.path("model.safetensors").join("work");
+    let settings = settings(ModelBudget::Params(0.5));
+    let error =
+        Compressor::new(&model, &setup.tokens, settings.clone(), Parallelism::Seq, &nowhere).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
+    let ids = Tokens::from_sequences([[1u32, 999]]).unwrap();
+    let beyond = Compressor::new(&model, &ids, settings, Parallelism::Seq, setup.path("beyond")).unwrap();
+    assert!(matches!(beyond.run(&mut ignore), Err(Error::Parameter { .. })));
+}
