@@ -44,7 +44,7 @@ struct Args {
     #[arg(long, value_enum, default_value_t = Spread::Auto)]
     method: Spread,
     /// Families that matrices may become.
-    #[arg(long, value_delimiter = ',', default_value = "low_rank,blast,sparse_low_rank,sparse,dense")]
+    #[arg(long, value_delimiter = ',', default_value = "low_rank,sparse,dense")]
     structures: Vec<String>,
     /// Storages of their factors.
     #[arg(long, value_delimiter = ',', default_value = "f32")]
@@ -199,8 +199,8 @@ fn report(compressed: &CompressedModel<'_>, seconds: f64) -> String {
                 format!("{m}x{n}"),
                 choice.variant.structure.clone(),
                 choice.variant.storage.to_string(),
-                format!("{:.3}", choice.params as f64 / (m * n) as f64),
-                choice.bytes.to_string(),
+                format!("{:.3}", fitted.params as f64 / (m * n) as f64),
+                fitted.bytes.to_string(),
                 format!("{:.4}", choice.error),
                 format!("{:.4}", fitted.error),
                 format!("{:.2}", fitted.seconds),
@@ -220,7 +220,7 @@ fn report(compressed: &CompressedModel<'_>, seconds: f64) -> String {
         "seconds",
         "best other family",
     ];
-    let (params, bytes) = (compressed.plan.params(), compressed.plan.bytes());
+    let (params, bytes) = (compressed.params(), compressed.bytes());
     let bound =
         compressed.plan.bound.map_or(String::new(), |bound| format!(", at least {bound:.5} possible"));
     format!(

@@ -335,7 +335,7 @@ fn efficiency_reports_every_storage_and_draws() {
 
 #[test]
 fn every_tool_has_help() {
-    for name in ["compress", "apply", "efficiency", "swap_linear"] {
+    for name in ["compress", "apply", "efficiency", "swap_linear", "compress_model", "sentence_embedding"] {
         let output = tool(name).arg("--help").output().unwrap();
         assert!(output.status.success() && text(&output.stdout).contains("Usage"), "{name}");
     }
@@ -502,6 +502,58 @@ fn sentence_embedding_says_in_one_line_what_is_wrong() {
     for (args, expected) in cases {
         let output =
             setup.run("sentence_embedding", &[&model[..], &args, &["--output", "y.safetensors"]].concat());
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(message.contains(expected) && message.lines().count() == 1, "{args:?}: {message}");
+        assert_eq!(setup.files(), files, "{args:?}");
+    }
+}
+
+const COMPRESS: [&str; 10] = [
+    "--model",
+    "bert.safetensors",
+    "--architecture",
+    "bert.json",
+    "--calibration",
+    "tokens.safetensors",
+    "--report",
+    "work",
+    "--output",
+    "small.safetensors",
+];
+
+#[test]
+fn compress_model_writes_a_model_that_sentence_embedding_runs() {
+    let setup = sentences();
+    let output = setup.run("compress_model", &[&COMPRESS[..], &["--ratio", "0.5"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let stdout = text(&output.stdout);
+    assert!(stdout.contains("parameters (0.") && stdout.contains("query.weight"), "{stdout}");
+    assert_eq!(std::fs::read_to_string(setup.path("work/report.md")).unwrap(), stdout);
+    // Again: nothing is done anew, and the same comes out.
+    let small = std::fs::read(setup.path("small.safetensors")).unwrap();
+    let again = setup.run("compress_model", &[&COMPRESS[..], &["--ratio", "0.5"]].concat());
+    assert!(again.status.success() && std::fs::read(setup.path("small.safetensors")).unwrap() == small);
+    let run = ["--model", "small.safetensors"];
+    let output = setup.run("sentence_embedding", &[&SENTENCES[..], &run].concat());
+    assert!(output.status.success() && text(&output.stdout).contains("10 sentences"));
+}
+
+#[test]
+fn compress_model_says_in_one_line_what_is_wrong() {
+    let setup = sentences();
+    assert!(setup.run("compress_model", &[&COMPRESS[..], &["--ratio", "0.5"]].concat()).status.success());
+    write_tokens(&setup.path("unknown.safetensors"), &[3, 20], &[0, 2]);
+    let files = setup.files();
+    let cases: [(&[&str], &str); 5] = [
+        (&["--ratio", "0.4"], "other settings"),
+        (&["--ratio", "0"], "budget"),
+        (&["--ratio", "0.5", "--structures", "nonsense"], "nonsense"),
+        (&["--ratio", "0.5", "--shard", "1/2", "--step", "fit"], "shard"),
+        (&["--bytes-ratio", "0.5"], "other settings"),
+    ];
+    for (args, expected) in cases {
+        let output = setup.run("compress_model", &[&COMPRESS[..], args].concat());
         let message = text(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{args:?}");
         assert!(message.contains(expected) && message.lines().count() == 1, "{args:?}: {message}");

@@ -77,7 +77,9 @@ fn budgets_are_kept_and_larger_ones_lose_less() {
             let found = setup.compressor(&model, settings(ModelBudget::Params(ratio)), &work).unwrap();
             let found = found.run(&mut ignore).unwrap();
             let dense: usize = model.sites().iter().map(|site| site.shape.0 * site.shape.1).sum();
-            assert!(found.plan.params() as f64 <= ratio * dense as f64);
+            assert!(
+                found.plan.params() as f64 <= ratio * dense as f64 && found.params() <= found.plan.params()
+            );
             assert!(found.plan.bound.unwrap() <= found.plan.cost + 1e-12);
             let path = setup.path("small.safetensors");
             found.write(&path).unwrap();
@@ -107,7 +109,7 @@ fn bytes_buy_coarse_storages() {
     let settings = Settings::new(ModelBudget::Bytes(0.3), &["low_rank", "dense"], &storages).unwrap();
     let found = setup.compressor(&model, settings, "work").unwrap().run(&mut ignore).unwrap();
     let dense: usize = model.sites().iter().map(|site| 4 * site.shape.0 * site.shape.1).sum();
-    assert!(found.plan.bytes() as f64 <= 0.3 * dense as f64);
+    assert!(found.plan.bytes() as f64 <= 0.3 * dense as f64 && found.bytes() as f64 <= 0.3 * dense as f64);
     assert!(found.plan.choices.iter().any(|choice| choice.variant.storage == Storage::Int8));
     found.write(setup.path("small.safetensors")).unwrap();
     assert!(setup.error(&model, &setup.path("small.safetensors")) < 0.05);

@@ -56,6 +56,10 @@ pub struct Fitted {
     pub name: String,
     /// What it became.
     pub choice: Choice,
+    /// Stored numbers.
+    pub params: usize,
+    /// Bytes of them, scales and indices.
+    pub bytes: usize,
     /// Weighted relative error against what it was fitted to, on the inputs that it sees.
     pub error: f64,
     /// Time of the projection.
@@ -320,6 +324,8 @@ impl<'a> Compressor<'a> {
             let fitted = Fitted {
                 name: site.name.clone(),
                 choice: choice.clone(),
+                params: found.report.params,
+                bytes: found.report.bytes,
                 error,
                 seconds: found.report.seconds,
             };
@@ -346,6 +352,16 @@ impl<'a> Compressor<'a> {
 }
 
 impl CompressedModel<'_> {
+    /// Parameters of all fitted matrices.
+    pub fn params(&self) -> usize {
+        self.fitted.iter().map(|fitted| fitted.params).sum()
+    }
+
+    /// Bytes of all fitted matrices.
+    pub fn bytes(&self) -> usize {
+        self.fitted.iter().map(|fitted| fitted.bytes).sum()
+    }
+
     /// Writes the model: compressed matrices in place of the dense ones, all other tensors as they are. A model of one file becomes one file at
     /// `path`; one of several files becomes as many, with their names and an index, in the folder `path`.
     ///

@@ -1,7 +1,7 @@
 use super::settings::{Method, Settings};
-use super::survey::SiteSurvey;
+use super::survey::{Measured, SiteSurvey};
 use super::variant::Variant;
-use crate::allocation::{allocate, uniform};
+use crate::allocation::{Candidate, allocate, uniform};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -14,11 +14,11 @@ pub struct Choice {
     pub shape: (usize, usize),
     /// Its variant.
     pub variant: Variant,
-    /// Stored numbers.
+    /// Stored numbers, at most; the same as in the fit where the survey measured this size.
     pub params: usize,
-    /// Bytes.
+    /// Bytes, likewise.
     pub bytes: usize,
-    /// Weighted relative error that the survey found.
+    /// Weighted relative error that the survey found or expects.
     pub error: f64,
     /// The best of the other families at this size, and its error.
     pub runner_up: Option<String>,
@@ -39,7 +39,9 @@ impl Plan {
     /// Spreads the budget.
     pub(super) fn make(surveys: &[SiteSurvey], settings: &Settings) -> Result<Self> {
         let budget = settings.budget;
-        let candidates: Vec<_> = surveys.iter().map(|s| s.candidates(budget)).collect();
+        let variants: Vec<Vec<Measured>> = surveys.iter().map(SiteSurvey::variants).collect();
+        let candidates: Vec<Vec<Candidate>> =
+            variants.iter().map(|list| list.iter().map(|m| m.candidate(budget)).collect()).collect();
         let weights: Vec<u64> = surveys.iter().map(|s| s.dense_size(budget)).collect();
         let total: u64 = weights.iter().sum();
         let allowed = (budget.fraction() * total as f64 * (1.0 + 1e-12)).floor() as u64;
@@ -47,10 +49,10 @@ impl Plan {
             Method::Auto => allocate(&candidates, allowed)?,
             Method::Uniform => uniform(&candidates, &weights, allowed)?,
         };
-        let choices = surveys.iter().zip(&found.chosen).zip(&candidates).map(|((survey, &k), list)| {
-            let chosen = &survey.measured[k];
+        let choices = surveys.iter().zip(&found.chosen).enumerate().map(|(i, (survey, &k))| {
+            let (chosen, list) = (&variants[i][k], &candidates[i]);
             // The best of the other families at this size.
-            let others = survey.measured.iter().zip(list).filter(|(m, c)| {
+            let others = variants[i].iter().zip(list).filter(|(m, c)| {
                 m.variant.structure != chosen.variant.structure && c.size <= list[k].size.max(1)
             });
             let runner_up = others.min_by(|a, b| a.0.error.total_cmp(&b.0.error));

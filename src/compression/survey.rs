@@ -21,6 +21,23 @@ pub struct Measured {
     pub error: f64,
 }
 
+/// Sizes put between two measured ones.
+const BETWEEN: usize = 3;
+
+/// Part of the way from one size to the next: logarithms of errors are about straight lines.
+fn between(small: &Measured, large: &Measured, part: f64) -> Measured {
+    let mix = |a: f64, b: f64| a + part * (b - a);
+    let up = |a: usize, b: usize| mix(a as f64, b as f64).ceil() as usize;
+    // Sizes are steps: a little less than the straight line, so that they stay below it.
+    let ratio = 0.995 * mix(small.variant.ratio, large.variant.ratio);
+    Measured {
+        variant: Variant { ratio, ..small.variant.clone() },
+        params: up(small.params, large.params),
+        bytes: up(small.bytes, large.bytes),
+        error: mix(small.error.ln(), large.error.ln()).exp(),
+    }
+}
+
 /// What is known about one matrix before the budget is spread.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SiteSurvey {
@@ -32,6 +49,17 @@ pub struct SiteSurvey {
     pub input_rank: usize,
     /// The variants that the matrix can have.
     pub measured: Vec<Measured>,
+}
+
+impl Measured {
+    /// As the allocation sees it: the squared error of outputs of unit energy.
+    pub(super) fn candidate(&self, budget: ModelBudget) -> Candidate {
+        let size = match budget {
+            ModelBudget::Params(_) => self.params,
+            ModelBudget::Bytes(_) => self.bytes,
+        };
+        Candidate { size: size as u64, cost: self.error * self.error }
+    }
 }
 
 impl SiteSurvey {
@@ -75,13 +103,23 @@ impl SiteSurvey {
         Ok(Self { name: name.to_owned(), shape: w.dim(), input_rank, measured })
     }
 
-    /// The variants as the allocation sees them: the squared error of outputs of unit energy.
-    pub(super) fn candidates(&self, budget: ModelBudget) -> Vec<Candidate> {
-        let size = |m: &Measured| match budget {
-            ModelBudget::Params(_) => m.params as u64,
-            ModelBudget::Bytes(_) => m.bytes as u64,
-        };
-        self.measured.iter().map(|m| Candidate { size: size(m), cost: m.error * m.error }).collect()
+    /// The measured variants and, between two sizes of the same family, some more, whose errors follow from those of their neighbours.
+    pub(super) fn variants(&self) -> Vec<Measured> {
+        let mut all = self.measured.clone();
+        for (k, small) in self.measured.iter().enumerate() {
+            let same = |m: &&Measured| {
+                let (a, b) = (&small.variant, &m.variant);
+                (&a.structure, a.storage, &a.parameters) == (&b.structure, b.storage, &b.parameters)
+            };
+            let larger = self.measured.iter().enumerate().filter(|(l, m)| *l != k && m.params > small.params);
+            let next = larger.map(|(_, m)| m).filter(same).min_by_key(|m| m.params);
+            if let Some(large) = next.filter(|large| large.error > 0.0 && small.error > 0.0) {
+                all.extend(
+                    (1..=BETWEEN).map(|step| between(small, large, step as f64 / (BETWEEN + 1) as f64)),
+                );
+            }
+        }
+        all
     }
 
     /// The budget's unit for the dense matrix.

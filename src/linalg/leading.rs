@@ -2,8 +2,7 @@
 
 use super::convert::standard;
 use super::svd::from_rows;
-use super::tridiagonal;
-use super::{Eigh, Svd, Threads, check_finite, eigh, svd};
+use super::{Eigh, Svd, Threads, check_finite, eigh, svd, tridiagonal, vectorised};
 use crate::error::Result;
 use ndarray::{Array2, ArrayRef2, ArrayView2, s};
 use rand::SeedableRng;
@@ -81,10 +80,15 @@ fn lanczos(a: &Array2<f64>, rank: usize, energy: f64) -> Result<Option<Svd>> {
     let mut next_check = (3 * rank + 9).min(most);
     while columns.len() < most {
         let Some(v) = basis.get(columns.len()) else { break };
-        multiply(a, v, &mut image);
-        multiply_transposed(a, &image, &mut pulled);
-        let column = push_orthogonal(&mut basis, pulled.clone(), 2 * rank + 1, 1e-14 * energy);
-        columns.push(column);
+        let v = v.clone();
+        vectorised(
+            #[inline(always)]
+            || {
+                multiply(a, &v, &mut image);
+                multiply_transposed(a, &image, &mut pulled);
+                columns.push(push_orthogonal(&mut basis, pulled.clone(), 2 * rank + 1, 1e-14 * energy));
+            },
+        );
         let p = columns.len();
         if p == next_check || p == most || p == basis.len() {
             if let Some(ritz) = converged(&columns, basis.len(), rank, energy)? {
@@ -185,6 +189,7 @@ fn extract(a: &Array2<f64>, basis: &[Vec<f64>], ritz: &Array2<f64>, energy: f64)
 /// Makes `v` orthogonal to the basis and appends it normalised, unless no more than `floor` of it is
 /// left. Returns the coefficients of `v`, the last being the norm of what was new. The first pass takes
 /// out the last `band` vectors, the second all: `v` may have large components along those only.
+#[inline(always)]
 fn push_orthogonal(basis: &mut Vec<Vec<f64>>, mut v: Vec<f64>, band: usize, floor: f64) -> Vec<f64> {
     let mut coefficients = vec![0.0; basis.len()];
     for first in [basis.len().saturating_sub(band), 0] {
@@ -203,6 +208,7 @@ fn push_orthogonal(basis: &mut Vec<Vec<f64>>, mut v: Vec<f64>, band: usize, floo
     coefficients
 }
 
+#[inline(always)]
 fn multiply(a: &Array2<f64>, v: &[f64], out: &mut [f64]) {
     if let Some(data) = a.as_slice() {
         for (row, x) in data.chunks_exact(v.len()).zip(out) {
@@ -211,6 +217,7 @@ fn multiply(a: &Array2<f64>, v: &[f64], out: &mut [f64]) {
     }
 }
 
+#[inline(always)]
 fn multiply_transposed(a: &Array2<f64>, u: &[f64], out: &mut [f64]) {
     out.fill(0.0);
     if let Some(data) = a.as_slice() {
@@ -233,6 +240,7 @@ fn multiply_transposed(a: &Array2<f64>, u: &[f64], out: &mut [f64]) {
 }
 
 /// Eight partial sums, so that the additions vectorise.
+#[inline(always)]
 fn dot(x: &[f64], y: &[f64]) -> f64 {
     let mut sums = [0.0; 8];
     let (xs, ys) = (x.chunks_exact(8), y.chunks_exact(8));
@@ -245,6 +253,7 @@ fn dot(x: &[f64], y: &[f64]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
+#[inline(always)]
 fn axpy(c: f64, x: &[f64], y: &mut [f64]) {
     y.iter_mut().zip(x).for_each(|(y, x)| *y += c * x);
 }
