@@ -18,13 +18,15 @@ use crate::storage::GROUP;
 use std::mem::MaybeUninit;
 
 /// Batch rows of a group: with two vectors of outputs, 16 sums that do not wait for each other.
-const ROWS: usize = 8;
+pub(super) const ROWS: usize = 8;
 /// Batch rows packed at once.
 const BATCH: usize = 128;
 /// Steps packed at once, at most: a panel of them stays in the second-level cache.
 const DEPTH: usize = 512;
 /// Numbers of the batch packed at once: 128 KiB of `f32`.
 const PACKED: usize = BATCH * DEPTH / 2;
+/// Steps packed at once whatever the batch: sums of no more than that are the same in every part of it.
+pub(super) const LEAST_DEPTH: usize = PACKED / BATCH;
 /// Outputs of a block below which its inputs are used where they lie: packing them would cost as much as it gains.
 const REUSED: usize = 128;
 

@@ -1,6 +1,6 @@
 //! Products with a stack of dense blocks: argument checks, splitting between threads, choice of kernel.
 
-use super::batches::Batches;
+use super::batches::{self, Batches};
 use super::level::Kernel;
 use super::packing::{Lanes, Packing};
 use super::simd::Simd;
@@ -15,6 +15,9 @@ use std::ops::Range;
 
 /// Smallest batch whose rows are packed. Below, weights are decoded straight into registers.
 const PACKED_BATCH: usize = 4;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Outputs per thread are a multiple of this (and of [`GROUP`]), so that no thread shares a cache line or a group.
 const SPLIT: usize = 32;
@@ -78,7 +81,7 @@ impl<T> Clone for Output<T> {
     }
 }
 impl<T> Copy for Output<T> {}
-// SAFETY: `multiply` gives each task its own blocks or its own outputs, which `PanelMap` maps to distinct entries.
+// SAFETY: `multiply` gives each task its own blocks, outputs or batch rows, which are distinct entries.
 unsafe impl<T: Send> Send for Output<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for Output<T> {}
@@ -121,6 +124,15 @@ impl<'a, T, W> std::ops::Deref for Job<'a, T, W> {
     #[inline(always)]
     fn deref(&self) -> &Io<'a, T> {
         &self.io
+    }
+}
+
+impl<T, W> Job<'_, T, W> {
+    /// Whether blocks write into the same cache lines, so that threads share batch rows rather than blocks.
+    fn scattered(&self) -> bool {
+        let narrow = self.map.group * size_of::<T>() < LINE && !self.map.rows_contiguous();
+        let splits = self.x.rows() >= 2 * batches::ROWS && self.map.cols <= batches::LEAST_DEPTH;
+        self.op == Op::Forward && narrow && splits
     }
 }
 
@@ -169,6 +181,12 @@ fn split<T: Scalar, W: Source>(job: Job<'_, T, W>, tasks: usize, policy: Policy)
     let (mut left, mut right) = (job.clone(), job);
     let at = if tasks < 2 {
         None
+    } else if left.scattered() {
+        // The rows that are multiplied together stay together: the same sums, in the same order.
+        let (rows, at) = (left.x.rows(), left.x.rows() / 2 / batches::ROWS * batches::ROWS);
+        (left.io.x, right.io.x) = (left.x.batch(0..at), left.x.batch(at..rows));
+        right.io.y = Output(right.y.0.wrapping_add(at * right.y_stride));
+        Some(())
     } else if left.blocks.len() > 1 {
         let at = left.blocks.start + left.blocks.len() / 2;
         (left.blocks.end, right.blocks.start) = (at, at);

@@ -11,7 +11,7 @@ use crate::storage::{Factor, Storage};
 pub(crate) struct Expanded(SpectrumCache);
 
 /// Multiply-adds of a dense product in the time of one that gathers its input, about.
-pub(crate) const GATHERED: u64 = 4;
+pub(crate) const GATHERED: u64 = 5;
 
 impl Expanded {
     /// Whether a structure multiplies as a dense matrix: its product with one vector costs as much as `cost` flops of dense products.

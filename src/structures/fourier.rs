@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// Parameters: two numbers per kept pair of mirrored Fourier coefficients (the mirror image of `(a, b)` is `(-a, -b)`), one per cosine
 /// coefficient; and one index each. Product: a transform of length `in`, one complex (real) multiply-add per coefficient, a
-/// transform of length `out`. With so many coefficients that the dense product takes less time (an eighth of all), the dense matrix is
+/// transform of length `out`. With so many coefficients that the dense product takes less time (a tenth of all), the dense matrix is
 /// made on the first product and multiplied.
 ///
 /// Projection: the coefficients of the largest magnitude, optimal by Parseval's theorem. With activations, those of the plain optimum

@@ -15,7 +15,7 @@ use ndarray::Array2;
 /// $W = U V + S$ with `S` in compressed sparse rows.
 ///
 /// Parameters: `rank (out + in) + nnz`, `nnz` column indices of 2 bytes (4 beyond 65536 inputs) and `out + 1` pointers of 4; multiply-adds as many as parameters.
-/// Where both parts together take more time than the dense product (a quarter of the positions does), the dense matrix is made on the
+/// Where both parts together take more time than the dense product (a fifth of the positions does), the dense matrix is made on the
 /// first product and multiplied.
 ///
 /// Projection: alternating. The low-rank step does one half-step of subspace iteration for each factor, each a least-squares

@@ -20,7 +20,7 @@ use std::str::FromStr;
 ///
 /// Parameters and multiply-adds: the number of kept positions; each also takes a column index of 2 bytes (4 in files, and where there are
 /// more than 65536 inputs), and each row a pointer. Values may have any storage; groups of an integer storage run along the stream of values.
-/// Where more than a quarter of the positions is kept, the dense product takes less time: then the dense matrix is made on the first product
+/// Where more than a fifth of the positions is kept, the dense product takes less time: then the dense matrix is made on the first product
 /// and multiplied.
 ///
 /// Projection: the entries of largest magnitude, which is optimal; so it is for a diagonal $C$ with the scores
