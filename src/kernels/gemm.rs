@@ -1,7 +1,7 @@
 //! Products with a stack of dense blocks: argument checks, splitting between threads, choice of kernel.
 
 use super::batches::{self, Batches};
-use super::level::Kernel;
+use super::level::{Kernel, Level};
 use super::packing::{Lanes, Packing};
 use super::simd::Simd;
 use super::source::Source;
@@ -174,53 +174,61 @@ pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_
         blocks: 0..map.blocks,
         outputs: 0..op.order(map.rows, map.cols).0,
     };
-    split(job, policy.tasks(work), policy);
+    split(&job, policy.tasks(work), policy);
 }
 
-fn split<T: Scalar, W: Source>(job: Job<'_, T, W>, tasks: usize, policy: Policy) {
-    let (mut left, mut right) = (job.clone(), job);
-    let at = if tasks < 2 {
-        None
-    } else if left.scattered() {
-        // The rows that are multiplied together stay together: the same sums, in the same order.
-        let (rows, at) = (left.x.rows(), left.x.rows() / 2 / batches::ROWS * batches::ROWS);
-        (left.io.x, right.io.x) = (left.x.batch(0..at), left.x.batch(at..rows));
-        right.io.y = Output(right.y.0.wrapping_add(at * right.y_stride));
-        Some(())
-    } else if left.blocks.len() > 1 {
-        let at = left.blocks.start + left.blocks.len() / 2;
-        (left.blocks.end, right.blocks.start) = (at, at);
-        Some(())
-    } else {
-        let at = left.outputs.start + (left.outputs.len() / 2).next_multiple_of(SPLIT);
-        let inside = at < left.outputs.end;
-        if inside {
-            (left.outputs.end, right.outputs.start) = (at, at);
-        }
-        inside.then_some(())
-    };
-    match at {
-        None if right.x.rows() < PACKED_BATCH => T::dispatch(policy.level, right),
-        None => T::dispatch(policy.level, Batches(&right, policy.level)),
-        Some(()) => {
+/// Jobs go by reference: copying one takes longer than a small product.
+fn split<T: Scalar, W: Source>(job: &Job<'_, T, W>, tasks: usize, policy: Policy) {
+    let halves = if tasks < 2 { None } else { halves(job) };
+    match halves {
+        None if job.x.rows() < PACKED_BATCH => T::dispatch(policy.level, job),
+        None => in_batches(job, policy.level),
+        Some((left, right)) => {
             let half = tasks / 2;
-            super::team::join(|| split(left, tasks - half, policy), || split(right, half, policy));
+            super::team::join(|| split(&left, tasks - half, policy), || split(&right, half, policy));
         }
     }
 }
 
-impl<T: Scalar, W: Source> Kernel<T> for Job<'_, T, W> {
+/// By itself, for the size of its stack frame: small products do not pay for it.
+#[inline(never)]
+fn in_batches<T: Scalar, W: Source>(job: &Job<'_, T, W>, level: Level) {
+    T::dispatch(level, Batches(job, level));
+}
+
+/// Two jobs that together are this one, where it can be divided.
+fn halves<'a, T: Scalar, W: Source>(job: &Job<'a, T, W>) -> Option<(Job<'a, T, W>, Job<'a, T, W>)> {
+    let (mut left, mut right) = (job.clone(), job.clone());
+    if job.scattered() {
+        // The rows that are multiplied together stay together: the same sums, in the same order.
+        let (rows, at) = (job.x.rows(), job.x.rows() / 2 / batches::ROWS * batches::ROWS);
+        (left.io.x, right.io.x) = (job.x.batch(0..at), job.x.batch(at..rows));
+        right.io.y = Output(job.y.0.wrapping_add(at * job.y_stride));
+    } else if job.blocks.len() > 1 {
+        let at = job.blocks.start + job.blocks.len() / 2;
+        (left.blocks.end, right.blocks.start) = (at, at);
+    } else {
+        let at = job.outputs.start + (job.outputs.len() / 2).next_multiple_of(SPLIT);
+        if at >= job.outputs.end {
+            return None;
+        }
+        (left.outputs.end, right.outputs.start) = (at, at);
+    }
+    Some((left, right))
+}
+
+impl<T: Scalar, W: Source> Kernel<T> for &Job<'_, T, W> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
         // SAFETY: `multiply` has checked that source, x and y fit the map, and `split` keeps blocks and outputs inside it.
         unsafe {
             if let Some(packing) = self.packing {
-                return panels::multiply(simd, &self, packing);
+                return panels::multiply(simd, self, packing);
             }
             match self.op {
-                Op::Forward => small::forward(simd, &self),
-                Op::Transpose => small::transpose(simd, &self),
+                Op::Forward => small::forward(simd, self),
+                Op::Transpose => small::transpose(simd, self),
             }
         }
     }
@@ -284,7 +292,6 @@ impl<T: Scalar, W: Source> Kernel<T> for Scale<'_, T, W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::Level;
     use crate::storage::{Factor, Storage};
 
     /// Small integers: every sum is exact, in any order.
