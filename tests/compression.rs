@@ -90,10 +90,8 @@ fn budgets_are_kept_and_larger_ones_lose_less() {
             let file = Checkpoint::open(&path).unwrap();
             for choice in &found.plan.choices {
                 let matrix = file.load(&choice.name).unwrap();
-                assert_eq!(
-                    (matrix.name(), matrix.n_params()),
-                    (choice.variant.structure.as_str(), choice.params)
-                );
+                assert_eq!(matrix.name(), choice.variant.structure);
+                assert!(matrix.n_params() <= choice.params);
             }
             assert_eq!(file.names().unwrap(), model.source().names().unwrap());
         }
