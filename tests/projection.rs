@@ -45,6 +45,23 @@ fn the_same_seed_gives_the_same_matrix_and_threads_do_not_matter_much() {
 }
 
 #[test]
+fn the_layout_of_a_weight_in_memory_does_not_matter() {
+    let (w, gram) = (gaussian(24, 32, 1), correlated_gram(32, 2));
+    let columns = w.t().as_standard_layout().into_owned();
+    let columns = columns.t();
+    assert!(!columns.is_standard_layout());
+    for_families(w.dim(), |entry| {
+        for objective in [Objective::Frobenius, Objective::Activations(&gram)] {
+            let options = Options { max_iterations: Some(4), ..Options::default() };
+            let of = |w: &structmat::ndarray::ArrayRef2<f64>| {
+                entry.project(w, &half(), &objective, &options).unwrap().matrix.to_dense_f64()
+            };
+            assert_eq!(of(&columns), of(&w), "{}", entry.name);
+        }
+    });
+}
+
+#[test]
 fn a_raised_flag_stops_every_projection() {
     let (w, flag) = (gaussian(16, 16, 1), AtomicBool::new(true));
     let options = Options { cancel: Some(&flag), ..Options::default() };

@@ -144,7 +144,7 @@ pub trait Family: StructuredMatrix + Sized {
     }
 }
 
-/// A finite, non-empty copy in `f64`.
+/// A finite, non-empty copy in `f64`, in standard layout.
 fn check_weight<T: Scalar>(w: &ArrayRef2<T>) -> Result<Array2<f64>> {
     let (m, n) = w.dim();
     if m == 0 || n == 0 || m > MAX_FEATURES || n > MAX_FEATURES {
@@ -155,7 +155,7 @@ fn check_weight<T: Scalar>(w: &ArrayRef2<T>) -> Result<Array2<f64>> {
         ));
     }
     check_finite("weight", w)?;
-    Ok(w.mapv(T::widen))
+    Ok(w.as_standard_layout().mapv(T::widen))
 }
 
 /// Refuses NaN and infinities.

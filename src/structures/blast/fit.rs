@@ -27,6 +27,8 @@ pub(super) fn fit(
     objective: &Objective<'_>,
     run: &Run<'_>,
 ) -> Result<(Factors<f64>, Vec<f64>)> {
+    // The loops over entries read rows as slices.
+    let w = &w.as_standard_layout().into_owned();
     let plain = Problem::new(w, spec.blocks, None, run.threads())?;
     let mut best = match spec.method {
         BlastMethod::Solves => {
