@@ -11,12 +11,12 @@
 mod cli;
 
 use clap::{Parser, ValueEnum};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 use structmat::compression::{CompressedModel, Compressor, Event, Method, ModelBudget, Settings, Shard};
 use structmat::io::{Checkpoint, Staged};
-use structmat::models::{Architecture, Model, Tokens};
+use structmat::models::{Model, Tokens};
 use structmat::prelude::*;
 use structmat::{Error, Result};
 
@@ -111,7 +111,10 @@ fn main() -> ExitCode {
 fn compress(args: &Args) -> cli::Outcome {
     let start = Instant::now();
     let tokens = Tokens::load(&Checkpoint::open(&args.calibration)?)?;
-    let model = Model::new(architecture(args)?, structmat::io::open(&args.model)?)?;
+    let model = Model::new(
+        cli::architecture(&args.model, args.architecture.as_deref())?,
+        structmat::io::open(&args.model)?,
+    )?;
     let compressor = Compressor::new(&model, &tokens, settings(args)?, parallelism(args), &args.report)?;
     if args.step != Step::Survey {
         // An output that cannot be written is better known now.
@@ -173,17 +176,6 @@ fn settings(args: &Args) -> Result<Settings> {
 
 fn parallelism(args: &Args) -> Parallelism {
     if args.threads == 1 { Parallelism::Seq } else { Parallelism::Threads(args.threads) }
-}
-
-fn architecture(args: &Args) -> Result<Architecture> {
-    match args.architecture.as_deref() {
-        Some("all-minilm-l6-v2") => Ok(Architecture::all_minilm_l6_v2()),
-        Some(path) => Architecture::load(path),
-        None => {
-            let folder = if args.model.is_dir() { Some(args.model.as_path()) } else { args.model.parent() };
-            Architecture::load(folder.unwrap_or(Path::new("")).join("config.json"))
-        }
-    }
 }
 
 fn report(compressed: &CompressedModel<'_>, seconds: f64) -> String {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 use structmat::io::{Checkpoint, Staged, Writer};
-use structmat::models::{Architecture, Model, Tokens, Transformer};
+use structmat::models::{Model, Tokens, Transformer};
 use structmat::ndarray::{Array2, Axis, concatenate};
 use structmat::prelude::*;
 use structmat::{Error, Result};
@@ -59,7 +59,10 @@ fn embed(args: &Args) -> cli::Outcome {
     args.output.as_ref().map(|path| Staged::new(path, [])).transpose()?; // an output that cannot be written is better known now
     let tokens = Tokens::load(&Checkpoint::open(&args.tokens)?)?;
     let gold = args.pairs.as_ref().map(|path| gold_scores(path, tokens.n_sequences())).transpose()?;
-    let mut model = Transformer::load(Model::new(architecture(args)?, structmat::io::open(&args.model)?)?)?;
+    let mut model = Transformer::load(Model::new(
+        cli::architecture(&args.model, args.architecture.as_deref())?,
+        structmat::io::open(&args.model)?,
+    )?)?;
     if let Some(path) = &args.compressed {
         replace(&mut model, path)?;
     }
@@ -97,17 +100,6 @@ fn embed(args: &Args) -> cli::Outcome {
         writer.write(path)?;
     }
     Ok(())
-}
-
-fn architecture(args: &Args) -> Result<Architecture> {
-    match args.architecture.as_deref() {
-        Some("all-minilm-l6-v2") => Ok(Architecture::all_minilm_l6_v2()),
-        Some(path) => Architecture::load(path),
-        None => {
-            let folder = if args.model.is_dir() { Some(args.model.as_path()) } else { args.model.parent() };
-            Architecture::load(folder.unwrap_or(Path::new("")).join("config.json"))
-        }
-    }
 }
 
 /// Puts the matrices of a file in the places of the same names.

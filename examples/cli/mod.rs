@@ -2,7 +2,9 @@
 #![allow(dead_code)]
 
 use indicatif::{ProgressBar, ProgressStyle};
+use std::path::Path;
 use std::process::ExitCode;
+use structmat::models::Architecture;
 
 /// What a tool returns: its error says everything in one line.
 pub type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -14,6 +16,18 @@ pub fn run(tool: impl FnOnce() -> Outcome) -> ExitCode {
         Err(error) => {
             eprintln!("error: {}", error.to_string().replace('\n', " "));
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// The description of a model: a shipped one by name, one in a file, or the `config.json` beside the model.
+pub fn architecture(model: &Path, given: Option<&str>) -> structmat::Result<Architecture> {
+    match given {
+        Some("all-minilm-l6-v2") => Ok(Architecture::all_minilm_l6_v2()),
+        Some(path) => Architecture::load(path),
+        None => {
+            let folder = if model.is_dir() { Some(model) } else { model.parent() };
+            Architecture::load(folder.unwrap_or(Path::new("")).join("config.json"))
         }
     }
 }
