@@ -48,8 +48,12 @@ impl SoftRanks {
         if spectra.iter().any(|s| s.is_empty() || s.iter().any(|v| !v.is_finite())) {
             return Err(Error::parameter("spectra", "empty or not finite", "finite singular values"));
         }
-        let least: u64 = sizes.iter().sum();
-        if least > budget {
+        let least: u128 = sizes.iter().map(|&size| u128::from(size)).sum();
+        let most: u128 = spectra.iter().zip(sizes).map(|(s, &size)| s.len() as u128 * u128::from(size)).sum();
+        if most > u128::from(u64::MAX) {
+            return Err(Error::parameter("sizes", most, "full ranks of less than 2^64 together"));
+        }
+        if least > u128::from(budget) {
             return Err(Error::parameter(
                 "budget",
                 budget,

@@ -72,6 +72,11 @@ impl CirculantDiagonal {
         self.c.cols()
     }
 
+    /// Stored numbers.
+    fn numbers(&self) -> usize {
+        self.d.len() + self.c.len()
+    }
+
     /// Of a product with one vector by the transforms.
     fn own_flops(&self) -> u64 {
         let ((m, n), terms) = (self.shape(), self.terms() as u64);
@@ -99,7 +104,7 @@ impl CirculantDiagonal {
 
 impl<T: Scalar> Multiply<T> for CirculantDiagonal {
     fn multiply(&self, operands: Operands<'_, T>) {
-        if Expanded::pays(self.own_flops(), self.shape())
+        if Expanded::pays(self.own_flops(), self.numbers(), self.shape())
             && let Some(dense) = self.expanded.dense::<T>(self)
         {
             let Operands { op, x, y, update, work } = operands;
@@ -145,10 +150,10 @@ impl StructuredMatrix for CirculantDiagonal {
     }
     fn flops(&self, batch: usize) -> u64 {
         let own = self.own_flops();
-        batch as u64 * Expanded::flops(own, own, self.shape())
+        batch as u64 * Expanded::flops(own, own, self.numbers(), self.shape())
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if Expanded::pays(self.own_flops(), self.shape()) { 0 } else { batch };
+        let batch = if Expanded::pays(self.own_flops(), self.numbers(), self.shape()) { 0 } else { batch };
         convolve_scratch_len(batch, self.len(), (self.terms(), 1), &self.cache)
     }
     fn to_dense_f64(&self) -> Array2<f64> {

@@ -13,15 +13,20 @@ pub(crate) struct Expanded(SpectrumCache);
 /// Multiply-adds of a dense product in the time of one that gathers its input, about.
 pub(crate) const GATHERED: u64 = 5;
 
+/// Numbers of a dense matrix for each of the structure's, at most: an unbounded dense form could exceed all memory.
+const MOST_MEMORY: u64 = 8;
+
 impl Expanded {
-    /// Whether a structure multiplies as a dense matrix: its product with one vector costs as much as `cost` flops of dense products.
-    pub(crate) fn pays(cost: u64, shape: (usize, usize)) -> bool {
-        cost > dense_flops(shape)
+    /// Whether a structure of so many stored `numbers` multiplies as a dense matrix: its product with one vector costs as much as `cost`
+    /// flops of dense products, and the dense matrix takes no more than [`MOST_MEMORY`] times its memory.
+    pub(crate) fn pays(cost: u64, numbers: usize, shape: (usize, usize)) -> bool {
+        let dense = dense_flops(shape);
+        cost > dense && dense / 2 <= MOST_MEMORY.saturating_mul(numbers as u64)
     }
 
     /// Flops of a product with one vector: `own`, or those of the dense product in its place.
-    pub(crate) fn flops(own: u64, cost: u64, shape: (usize, usize)) -> u64 {
-        if Self::pays(cost, shape) { dense_flops(shape) } else { own }
+    pub(crate) fn flops(own: u64, cost: u64, numbers: usize, shape: (usize, usize)) -> u64 {
+        if Self::pays(cost, numbers, shape) { dense_flops(shape) } else { own }
     }
 
     /// The dense matrix, packed.

@@ -210,6 +210,11 @@ impl Fourier {
         all
     }
 
+    /// Stored numbers.
+    fn numbers(&self) -> usize {
+        self.values.len()
+    }
+
     /// Of a product with one vector by the transforms.
     fn own_flops(&self) -> u64 {
         let per_coefficient = match self.transform {
@@ -287,7 +292,7 @@ impl<T: Scalar> Multiply<T> for Fourier {
             }
             return;
         }
-        if Expanded::pays(GATHERED * self.own_flops(), self.shape)
+        if Expanded::pays(GATHERED * self.own_flops(), self.numbers(), self.shape)
             && let Some(dense) = self.expanded.dense::<T>(self)
         {
             return dense.multiply(op, x, y, update, work.policy);
@@ -350,10 +355,11 @@ impl StructuredMatrix for Fourier {
     }
     fn flops(&self, batch: usize) -> u64 {
         let own = self.own_flops();
-        batch as u64 * Expanded::flops(own, GATHERED * own, self.shape)
+        batch as u64 * Expanded::flops(own, GATHERED * own, self.numbers(), self.shape)
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if Expanded::pays(GATHERED * self.own_flops(), self.shape) { 0 } else { batch };
+        let batch =
+            if Expanded::pays(GATHERED * self.own_flops(), self.numbers(), self.shape) { 0 } else { batch };
         let (m, n) = (2 * plane(self.shape.0), 2 * plane(self.shape.1));
         let panels =
             Workspace::<f32>::matrix_len(batch, m).saturating_add(Workspace::<f32>::matrix_len(batch, n));

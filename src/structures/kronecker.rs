@@ -107,6 +107,11 @@ impl Kronecker {
         (n1 * m2 * n2 + m1 * n1 * m2, m1 * n1 * n2 + m1 * m2 * n2)
     }
 
+    /// Stored numbers.
+    fn numbers(&self) -> usize {
+        self.a.len() + self.b.len()
+    }
+
     /// Of a product with one vector by the factors.
     fn own_flops(&self) -> u64 {
         let (right, left) = self.costs();
@@ -139,7 +144,7 @@ impl Kronecker {
 
 impl<T: Scalar> Multiply<T> for Kronecker {
     fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
-        if Expanded::pays(self.own_flops(), self.shape)
+        if Expanded::pays(self.own_flops(), self.numbers(), self.shape)
             && let Some(dense) = self.expanded.dense::<T>(self)
         {
             return dense.multiply(op, x, y, update, work.policy);
@@ -191,10 +196,10 @@ impl StructuredMatrix for Kronecker {
     }
     fn flops(&self, batch: usize) -> u64 {
         let own = self.own_flops();
-        batch as u64 * Expanded::flops(own, own, self.shape)
+        batch as u64 * Expanded::flops(own, own, self.numbers(), self.shape)
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if Expanded::pays(self.own_flops(), self.shape) { 0 } else { batch };
+        let batch = if Expanded::pays(self.own_flops(), self.numbers(), self.shape) { 0 } else { batch };
         4 * Workspace::<f32>::slice_len(batch * self.widest())
     }
     fn to_dense_f64(&self) -> Array2<f64> {

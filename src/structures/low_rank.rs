@@ -92,6 +92,11 @@ impl LowRank {
         Self { u: u.packed_forward(), s: None, v: v.packed_forward() }
     }
 
+    /// Stored numbers.
+    pub(crate) fn numbers(&self) -> usize {
+        self.u.len() + self.s.as_ref().map_or(0, Factor::len) + self.v.len()
+    }
+
     /// The rank of the factors.
     pub fn rank(&self) -> usize {
         self.u.cols()
@@ -123,8 +128,7 @@ impl StructuredMatrix for LowRank {
         (self.u.rows(), self.v.cols())
     }
     fn flops(&self, batch: usize) -> u64 {
-        let s = self.s.as_ref().map_or(0, Factor::len);
-        2 * batch as u64 * (self.u.len() + s + self.v.len()) as u64
+        2 * batch as u64 * self.numbers() as u64
     }
     fn scratch_len(&self, batch: usize) -> usize {
         (1 + usize::from(self.s.is_some())) * Workspace::<f32>::matrix_len(batch, self.rank())

@@ -108,6 +108,11 @@ impl SparseLowRank {
         Self { low_rank, sparse, expanded: Expanded::default() }
     }
 
+    /// Stored numbers.
+    fn numbers(&self) -> usize {
+        self.low_rank.numbers() + self.sparse.nnz()
+    }
+
     /// Of a product with one vector by both parts, as flops of dense products.
     fn cost(&self) -> u64 {
         self.low_rank.flops(1) + 2 * GATHERED * self.sparse.nnz() as u64
@@ -126,7 +131,7 @@ impl SparseLowRank {
 
 impl<T: Scalar> Multiply<T> for SparseLowRank {
     fn multiply(&self, Operands { op, x, mut y, update, mut work }: Operands<'_, T>) {
-        if Expanded::pays(self.cost(), self.shape())
+        if Expanded::pays(self.cost(), self.numbers(), self.shape())
             && let Some(dense) = self.expanded.dense::<T>(self)
         {
             return dense.multiply(op, x, y, update, work.policy);
@@ -146,10 +151,10 @@ impl StructuredMatrix for SparseLowRank {
     }
     fn flops(&self, batch: usize) -> u64 {
         let own = self.low_rank.flops(1) + self.sparse.flops(1);
-        batch as u64 * Expanded::flops(own, self.cost(), self.shape())
+        batch as u64 * Expanded::flops(own, self.cost(), self.numbers(), self.shape())
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if Expanded::pays(self.cost(), self.shape()) { 0 } else { batch };
+        let batch = if Expanded::pays(self.cost(), self.numbers(), self.shape()) { 0 } else { batch };
         self.low_rank.scratch_len(batch).max(self.sparse.scratch_len(batch))
     }
     fn to_dense_f64(&self) -> Array2<f64> {

@@ -118,6 +118,11 @@ impl Sparse {
         Self { values, pattern, expanded: Expanded::default() }
     }
 
+    /// Stored numbers.
+    fn numbers(&self) -> usize {
+        self.nnz()
+    }
+
     /// Of a product with one vector by the kept positions, as flops of dense products.
     fn cost(&self) -> u64 {
         2 * GATHERED * self.nnz() as u64
@@ -136,7 +141,7 @@ impl Sparse {
 
 impl<T: Scalar> Multiply<T> for Sparse {
     fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
-        if Expanded::pays(self.cost(), self.shape())
+        if Expanded::pays(self.cost(), self.numbers(), self.shape())
             && let Some(dense) = self.expanded.dense::<T>(self)
         {
             return dense.multiply(op, x, y, update, work.policy);
@@ -155,10 +160,10 @@ impl StructuredMatrix for Sparse {
         (self.pattern.rows(), self.pattern.width())
     }
     fn flops(&self, batch: usize) -> u64 {
-        batch as u64 * Expanded::flops(2 * self.nnz() as u64, self.cost(), self.shape())
+        batch as u64 * Expanded::flops(2 * self.nnz() as u64, self.cost(), self.numbers(), self.shape())
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if Expanded::pays(self.cost(), self.shape()) { 0 } else { batch };
+        let batch = if Expanded::pays(self.cost(), self.numbers(), self.shape()) { 0 } else { batch };
         let len = sparse_scratch_len(batch, self.pattern.rows(), self.pattern.width());
         crate::exec::Workspace::<f32>::slice_len(len)
     }

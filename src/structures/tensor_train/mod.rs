@@ -130,6 +130,11 @@ impl TensorTrain {
         (0..self.cores.len()).map(of).max().unwrap_or(0)
     }
 
+    /// Stored numbers.
+    fn numbers(&self) -> usize {
+        self.cores.iter().map(Factor::len).sum()
+    }
+
     /// Of a product with one vector by the cores.
     fn own_flops(&self) -> u64 {
         let of = |k: usize| {
@@ -186,7 +191,7 @@ pub(crate) fn store<T: Scalar>(from: &[T], cols: usize, mut y: RowsMut<'_, T>, u
 
 impl<T: Scalar> Multiply<T> for TensorTrain {
     fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
-        if Expanded::pays(self.own_flops(), self.shape)
+        if Expanded::pays(self.own_flops(), self.numbers(), self.shape)
             && let Some(dense) = self.expanded.dense::<T>(self)
         {
             return dense.multiply(op, x, y, update, work.policy);
@@ -231,10 +236,10 @@ impl StructuredMatrix for TensorTrain {
     }
     fn flops(&self, batch: usize) -> u64 {
         let own = self.own_flops();
-        batch as u64 * Expanded::flops(own, own, self.shape)
+        batch as u64 * Expanded::flops(own, own, self.numbers(), self.shape)
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if Expanded::pays(self.own_flops(), self.shape) { 0 } else { batch };
+        let batch = if Expanded::pays(self.own_flops(), self.numbers(), self.shape) { 0 } else { batch };
         2 * Workspace::<f32>::slice_len(batch * self.widest())
     }
     fn to_dense_f64(&self) -> Array2<f64> {
