@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 use structmat::io::{Checkpoint, Staged, Writer};
-use structmat::models::{Model, Tokens, Transformer};
+use structmat::models::{Tokens, Transformer};
 use structmat::ndarray::{Array2, Axis, concatenate};
 use structmat::prelude::*;
 use structmat::{Error, Result};
@@ -30,7 +30,7 @@ struct Args {
     #[arg(long)]
     tokens: PathBuf,
     /// Description of the model: `all-minilm-l6-v2`, or a JSON file (a `config.json`, or one that `Architecture::save` has written).
-    /// Without it, the `config.json` beside the model.
+    /// Without it, the `config.json` beside the model, or what fits of the shipped ones.
     #[arg(long)]
     architecture: Option<String>,
     /// File with matrices, structured or dense, that replace those of the same names in the model's blocks.
@@ -59,10 +59,7 @@ fn embed(args: &Args) -> cli::Outcome {
     args.output.as_ref().map(|path| Staged::new(path, [])).transpose()?; // an output that cannot be written is better known now
     let tokens = Tokens::load(&Checkpoint::open(&args.tokens)?)?;
     let gold = args.pairs.as_ref().map(|path| gold_scores(path, tokens.n_sequences())).transpose()?;
-    let mut model = Transformer::load(Model::new(
-        cli::architecture(&args.model, args.architecture.as_deref())?,
-        structmat::io::open(&args.model)?,
-    )?)?;
+    let mut model = Transformer::load(cli::model(&args.model, args.architecture.as_deref())?)?;
     if let Some(path) = &args.compressed {
         replace(&mut model, path)?;
     }

@@ -4,7 +4,8 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::Path;
 use std::process::ExitCode;
-use structmat::models::Architecture;
+use structmat::Error;
+use structmat::models::{Architecture, Model};
 
 /// What a tool returns: its error says everything in one line.
 pub type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -20,16 +21,27 @@ pub fn run(tool: impl FnOnce() -> Outcome) -> ExitCode {
     }
 }
 
-/// The description of a model: a shipped one by name, one in a file, or the `config.json` beside the model.
-pub fn architecture(model: &Path, given: Option<&str>) -> structmat::Result<Architecture> {
-    match given {
-        Some("all-minilm-l6-v2") => Ok(Architecture::all_minilm_l6_v2()),
-        Some(path) => Architecture::load(path),
-        None => {
-            let folder = if model.is_dir() { Some(model) } else { model.parent() };
-            Architecture::load(folder.unwrap_or(Path::new("")).join("config.json"))
-        }
-    }
+/// Opens a model. Its description is a shipped one by name, one in a file, the `config.json` beside the model, or, where there is none, the
+/// shipped one if all its tensors are there.
+pub fn model(path: &Path, architecture: Option<&str>) -> structmat::Result<Model> {
+    let source = structmat::io::open(path)?;
+    let folder = if path.is_dir() { Some(path) } else { path.parent() };
+    let config = folder.unwrap_or(Path::new("")).join("config.json");
+    let architecture = match architecture {
+        Some("all-minilm-l6-v2") => Architecture::all_minilm_l6_v2(),
+        Some(path) => Architecture::load(path)?,
+        None if config.exists() => Architecture::load(config)?,
+        None => match Model::new(Architecture::all_minilm_l6_v2(), source.clone()) {
+            Ok(model) => return Ok(model),
+            Err(_) => {
+                return Err(Error::File {
+                    path: config,
+                    reason: "not there: expected a description beside the model, or `--architecture`".into(),
+                });
+            }
+        },
+    };
+    Model::new(architecture, source)
 }
 
 /// A bar on standard error; invisible where that is no terminal.

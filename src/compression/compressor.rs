@@ -1,4 +1,5 @@
 use super::plan::{Choice, Plan};
+use super::refine::{Refined, refine};
 use super::settings::Settings;
 use super::survey::SiteSurvey;
 use super::work::Work;
@@ -8,6 +9,7 @@ use crate::exec::{Exec, Parallelism};
 use crate::io::{Checkpoint, Writer};
 use crate::layers::Linear;
 use crate::models::{Block, Hidden, Model, Site, Tokens};
+use crate::parts::Parts;
 use crate::projection::{Objective, Options};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -44,8 +46,8 @@ pub enum Event<'a> {
     Fitted {
         /// The block.
         layer: usize,
-        /// Its matrices.
-        matrices: &'a [Fitted],
+        /// What became of it.
+        block: &'a FittedBlock,
     },
 }
 
@@ -60,10 +62,22 @@ pub struct Fitted {
     pub params: usize,
     /// Bytes of them, scales and indices.
     pub bytes: usize,
+    /// Names and shapes (blocks, rows, columns) of its factors.
+    pub factors: Vec<(String, (usize, usize, usize))>,
     /// Weighted relative error against what it was fitted to, on the inputs that it sees.
     pub error: f64,
     /// Time of the projection.
     pub seconds: f64,
+}
+
+/// A block all of whose matrices are fitted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FittedBlock {
+    /// Its matrices, in the order of execution.
+    pub matrices: Vec<Fitted>,
+    /// What refining them together did, where that was asked for.
+    #[serde(default)]
+    pub refined: Option<Refined>,
 }
 
 /// Compresses a model; see the [module](crate::compression).
@@ -82,10 +96,10 @@ pub struct CompressedModel<'a> {
     model: &'a Model,
     /// What each matrix became.
     pub plan: Plan,
-    /// How well, in the order of execution.
-    pub fitted: Vec<Fitted>,
+    /// How well, block by block.
+    pub fitted: Vec<FittedBlock>,
     /// One file for each block.
-    blocks: Vec<PathBuf>,
+    files: Vec<PathBuf>,
 }
 
 impl<'a> Compressor<'a> {
@@ -203,7 +217,7 @@ impl<'a> Compressor<'a> {
         for layer in 0..self.model.n_blocks() {
             surveys.extend(self.needed::<Vec<SiteSurvey>>(&survey_name(layer))?);
         }
-        let plan = Plan::make(&surveys, &self.settings)?;
+        let plan = Plan::make(&self.model.sites(), &surveys, &self.settings)?;
         self.work.write("plan.json", &plan)?;
         Ok(plan)
     }
@@ -237,10 +251,7 @@ impl<'a> Compressor<'a> {
         for layer in 0..self.model.n_blocks() {
             if last.is_none_or(|last| layer > last) {
                 if shard.takes(layer) {
-                    progress(Event::Fitted {
-                        layer,
-                        matrices: &self.needed::<Vec<Fitted>>(&record_name(layer))?,
-                    });
+                    progress(Event::Fitted { layer, block: &self.needed(&record_name(layer))? });
                 }
                 continue;
             }
@@ -253,13 +264,16 @@ impl<'a> Compressor<'a> {
             };
             let block = self.model.load_block(layer)?;
             let mut small = block.clone();
-            let done = if open(layer) { None } else { self.work.read::<Vec<Fitted>>(&record_name(layer))? };
+            let done = if open(layer) { None } else { self.work.read::<FittedBlock>(&record_name(layer))? };
             if done.is_some() {
                 let file = Checkpoint::open(self.work.path(&block_name(layer)))?;
                 for site in block.sites() {
                     small.replace(&site.name, Linear::load(&file, site.layer_name())?)?;
                 }
             }
+            // What a refinement reads: the states before the block, dense or compressed as each stage sees them.
+            let before = (open(layer) && self.settings.refinement.is_some())
+                .then(|| if self.settings.sequential { seen.clone() } else { dense.clone() });
             let (mut dense, mut seen) = (block.enter(dense, &mut exec)?, small.enter(seen, &mut exec)?);
             let mut fitted = Vec::new();
             while let Some(stage) = dense.stage() {
@@ -277,17 +291,27 @@ impl<'a> Compressor<'a> {
                 block.advance(&mut dense, &mut exec, &mut ())?;
                 small.advance(&mut seen, &mut exec, &mut ())?;
             }
-            states = Some((dense.finish()?, seen.finish()?));
+            let (dense, mut seen) = (dense.finish()?, seen.finish()?);
+            let mut refined = None;
+            if let (Some(before), Some(refinement)) = (before, &self.settings.refinement) {
+                let seed = self.settings.seed + layer as u64;
+                refined = Some(refine(&mut small, &before, dense.values(), refinement, seed, &mut exec)?);
+                if self.settings.sequential {
+                    seen = small.forward(before, &mut exec, &mut ())?;
+                }
+            }
+            states = Some((dense, seen));
             if open(layer) {
                 let mut writer = Writer::new();
                 for site in small.sites() {
                     small.linear(&site.name)?.save(&mut writer, site.layer_name())?;
                 }
                 writer.write(self.work.path(&block_name(layer)))?;
+                let fitted = FittedBlock { matrices: fitted, refined };
                 self.work.write(&record_name(layer), &fitted)?;
-                progress(Event::Fitted { layer, matrices: &fitted });
+                progress(Event::Fitted { layer, block: &fitted });
             } else if let Some(done) = done {
-                progress(Event::Fitted { layer, matrices: &done });
+                progress(Event::Fitted { layer, block: &done });
             }
         }
         Ok(())
@@ -326,6 +350,7 @@ impl<'a> Compressor<'a> {
                 choice: choice.clone(),
                 params: found.report.params,
                 bytes: found.report.bytes,
+                factors: factor_shapes(&found.matrix.parts()),
                 error,
                 seconds: found.report.seconds,
             };
@@ -344,22 +369,27 @@ impl<'a> Compressor<'a> {
     pub fn finish(&self) -> Result<CompressedModel<'a>> {
         let mut fitted = Vec::new();
         for layer in 0..self.model.n_blocks() {
-            fitted.extend(self.needed::<Vec<Fitted>>(&record_name(layer))?);
+            fitted.push(self.needed::<FittedBlock>(&record_name(layer))?);
         }
-        let blocks = (0..self.model.n_blocks()).map(|layer| self.work.path(&block_name(layer))).collect();
-        Ok(CompressedModel { model: self.model, plan: self.plan()?, fitted, blocks })
+        let files = (0..self.model.n_blocks()).map(|layer| self.work.path(&block_name(layer))).collect();
+        Ok(CompressedModel { model: self.model, plan: self.plan()?, fitted, files })
     }
 }
 
 impl CompressedModel<'_> {
+    /// All matrices, in the order of execution.
+    pub fn matrices(&self) -> impl Iterator<Item = &Fitted> {
+        self.fitted.iter().flat_map(|block| &block.matrices)
+    }
+
     /// Parameters of all fitted matrices.
     pub fn params(&self) -> usize {
-        self.fitted.iter().map(|fitted| fitted.params).sum()
+        self.matrices().map(|fitted| fitted.params).sum()
     }
 
     /// Bytes of all fitted matrices.
     pub fn bytes(&self) -> usize {
-        self.fitted.iter().map(|fitted| fitted.bytes).sum()
+        self.matrices().map(|fitted| fitted.bytes).sum()
     }
 
     /// Writes the model: compressed matrices in place of the dense ones, all other tensors as they are. A model of one file becomes one file at
@@ -371,7 +401,7 @@ impl CompressedModel<'_> {
         let path = path.as_ref();
         let source = self.model.source();
         let mut replaced: BTreeMap<String, PathBuf> = BTreeMap::new();
-        for (layer, file) in self.blocks.iter().enumerate() {
+        for (layer, file) in self.files.iter().enumerate() {
             for site in self.model.architecture().block_sites(layer) {
                 replaced.insert(format!("{}.bias", site.layer_name()), file.clone());
                 replaced.insert(site.name, file.clone());
@@ -423,6 +453,15 @@ impl CompressedModel<'_> {
             .map_err(|e| Error::File { path: path.to_owned(), reason: e.to_string() })?;
         crate::io::Staged::new(path.join("model.safetensors.index.json"), [text.as_slice()])?.commit()
     }
+}
+
+fn factor_shapes(parts: &Parts<'_>) -> Vec<(String, (usize, usize, usize))> {
+    let own = parts.factors().map(|(name, factor)| (name.to_owned(), factor.shape()));
+    let of_children = parts.children().iter().flat_map(|child| {
+        let named = |(name, shape)| (format!("{}.{name}", child.structure()), shape);
+        factor_shapes(child).into_iter().map(named)
+    });
+    own.chain(of_children).collect()
 }
 
 fn survey_name(layer: usize) -> String {

@@ -10,15 +10,19 @@
 //! whatever the size of the model. What is finished is in the files of its work folder: an interrupted run goes on where it stood, and
 //! several processes can take a share of the blocks each.
 
+mod adam;
 mod compressor;
 mod plan;
+mod refine;
+mod rules;
 mod settings;
 mod survey;
 mod variant;
 mod work;
 
-pub use compressor::{CompressedModel, Compressor, Event, Fitted, Shard};
+pub use compressor::{CompressedModel, Compressor, Event, Fitted, FittedBlock, Shard};
 pub use plan::{Choice, Plan};
+pub use refine::{Refined, Refinement};
 pub use settings::{Method, ModelBudget, Settings};
-pub use survey::{Measured, SiteSurvey};
+pub use survey::{Measured, SiteSurvey, Spectra};
 pub use variant::Variant;

@@ -1,8 +1,10 @@
+use super::rules::Rules;
 use super::settings::{Method, Settings};
 use super::survey::{Measured, SiteSurvey};
 use super::variant::Variant;
 use crate::allocation::{Candidate, allocate, uniform};
 use crate::error::{Error, Result};
+use crate::models::Site;
 use serde::{Deserialize, Serialize};
 
 /// What one matrix becomes, and why.
@@ -21,7 +23,12 @@ pub struct Choice {
     /// Weighted relative error that the survey found or expects.
     pub error: f64,
     /// The best of the other families at this size, and its error.
+    #[serde(default)]
     pub runner_up: Option<String>,
+    /// What one hundredth of the whole budget more would lower the squared error by, if this matrix got it: about the same for all
+    /// matrices, as far as sizes are close enough.
+    #[serde(default)]
+    pub gain: Option<f64>,
 }
 
 /// A variant for every matrix.
@@ -37,17 +44,22 @@ pub struct Plan {
 
 impl Plan {
     /// Spreads the budget.
-    pub(super) fn make(surveys: &[SiteSurvey], settings: &Settings) -> Result<Self> {
+    pub(super) fn make(sites: &[Site], surveys: &[SiteSurvey], settings: &Settings) -> Result<Self> {
         let budget = settings.budget;
-        let variants: Vec<Vec<Measured>> = surveys.iter().map(SiteSurvey::variants).collect();
-        let candidates: Vec<Vec<Candidate>> =
-            variants.iter().map(|list| list.iter().map(|m| m.candidate(budget)).collect()).collect();
         let weights: Vec<u64> = surveys.iter().map(|s| s.dense_size(budget)).collect();
         let total: u64 = weights.iter().sum();
         let allowed = (budget.fraction() * total as f64 * (1.0 + 1e-12)).floor() as u64;
+        if settings.method.is_rule() {
+            let choices = Rules::new(sites, surveys, settings, allowed)?.choices(settings.method)?;
+            let cost = choices.iter().map(|choice| choice.error * choice.error).sum();
+            return Ok(Self { choices, cost, bound: None });
+        }
+        let variants: Vec<Vec<Measured>> = surveys.iter().map(SiteSurvey::variants).collect();
+        let candidates: Vec<Vec<Candidate>> =
+            variants.iter().map(|list| list.iter().map(|m| m.candidate(budget)).collect()).collect();
         let found = match settings.method {
-            Method::Auto => allocate(&candidates, allowed)?,
             Method::Uniform => uniform(&candidates, &weights, allowed)?,
+            _ => allocate(&candidates, allowed)?,
         };
         let choices = surveys.iter().zip(&found.chosen).enumerate().map(|(i, (survey, &k))| {
             let (chosen, list) = (&variants[i][k], &candidates[i]);
@@ -56,6 +68,8 @@ impl Plan {
                 m.variant.structure != chosen.variant.structure && c.size <= list[k].size.max(1)
             });
             let runner_up = others.min_by(|a, b| a.0.error.total_cmp(&b.0.error));
+            let steps = list.iter().filter(|c| c.size > list[k].size);
+            let slopes = steps.map(|c| (list[k].cost - c.cost) / (c.size - list[k].size) as f64);
             Choice {
                 name: survey.name.clone(),
                 shape: survey.shape,
@@ -64,6 +78,7 @@ impl Plan {
                 bytes: chosen.bytes,
                 error: chosen.error,
                 runner_up: runner_up.map(|(m, _)| format!("{}: {:.4}", m.variant, m.error)),
+                gain: slopes.reduce(f64::max).map(|slope| slope * 0.01 * allowed as f64),
             }
         });
         let bound = found.bound.is_finite().then_some(found.bound);

@@ -1,3 +1,4 @@
+use super::refine::Refinement;
 use super::variant::Variant;
 use crate::error::{Error, Result};
 use crate::registry;
@@ -12,13 +13,16 @@ pub enum ModelBudget {
     Params(f64),
     /// Bytes, as a fraction of those of the dense matrices in `f32`.
     Bytes(f64),
+    /// Time of one product with each matrix (batch 1, one thread), as a fraction of the dense ones' in `f32`, as measured on this machine
+    /// during the survey. The plan follows those measurements: another run finds others.
+    Latency(f64),
 }
 
 impl ModelBudget {
     /// The fraction.
     pub fn fraction(self) -> f64 {
         match self {
-            Self::Params(fraction) | Self::Bytes(fraction) => fraction,
+            Self::Params(fraction) | Self::Bytes(fraction) | Self::Latency(fraction) => fraction,
         }
     }
 }
@@ -31,6 +35,23 @@ pub enum Method {
     Auto,
     /// In proportion to the dense sizes; every matrix then takes the best variant that fits.
     Uniform,
+    /// One threshold on normalised singular values; see [`threshold_ranks`](crate::allocation::threshold_ranks). This and the following
+    /// are published rules for ranks, to compare with: matrices become low-rank ones, in the storage of the first variant.
+    Welore,
+    /// More for values and outputs of attention than for queries and keys; see [`split_ranks`](crate::allocation::split_ranks). The
+    /// matrices of the MLP get their share as ranks (the source deletes channels there).
+    Lorap,
+    /// Ranks learned through a soft truncation; see [`SoftRanks`](crate::allocation::SoftRanks).
+    Dobi,
+    /// A small rank for the last MLPs first, the rest as it is; see [`reduced_rank`](crate::allocation::reduced_rank).
+    Laser,
+}
+
+impl Method {
+    /// Whether it chooses ranks from spectra, not among measured variants.
+    pub(super) fn is_rule(self) -> bool {
+        !matches!(self, Self::Auto | Self::Uniform)
+    }
 }
 
 /// What a [`Compressor`](super::Compressor) does.
@@ -51,6 +72,8 @@ pub struct Settings {
     pub dampening: f64,
     /// Most iterations of iterative projections, in the survey and in the fit.
     pub iterations: (usize, usize),
+    /// Whether, and how, the matrices of each block are refined together after they are fitted.
+    pub refinement: Option<Refinement>,
     /// Seed of everything random.
     pub seed: u64,
 }
@@ -72,6 +95,7 @@ impl Settings {
             bias: true,
             dampening: 0.01,
             iterations: (4, 12),
+            refinement: None,
             seed: 0,
         };
         settings.check()?;
@@ -82,7 +106,7 @@ impl Settings {
                 // What a ratio of 1 takes of the budget's unit.
                 let unit = match budget {
                     ModelBudget::Params(_) => 1.0,
-                    ModelBudget::Bytes(_) => storage.bytes(32, 32) as f64 / Storage::F32.bytes(32, 32) as f64,
+                    ModelBudget::Bytes(_) | ModelBudget::Latency(_) => storage.relative_to_f32(),
                 };
                 if structure == "dense" {
                     variants.push(Variant::new(structure, storage, 1.0));
@@ -99,6 +123,11 @@ impl Settings {
         Ok(Self { variants, ..settings })
     }
 
+    /// Of the first variant.
+    pub(super) fn storage(&self) -> Storage {
+        self.variants.first().map_or(Storage::F32, |variant| variant.storage)
+    }
+
     pub(super) fn check(&self) -> Result<()> {
         let fraction = self.budget.fraction();
         if !(fraction > 0.0 && fraction.is_finite()) {
@@ -107,6 +136,6 @@ impl Settings {
         if !(self.dampening >= 0.0 && self.dampening.is_finite()) {
             return Err(Error::parameter("dampening", self.dampening, "a finite number >= 0"));
         }
-        Ok(())
+        self.refinement.as_ref().map_or(Ok(()), Refinement::check)
     }
 }

@@ -2,11 +2,15 @@ use super::settings::{ModelBudget, Settings};
 use super::variant::Variant;
 use crate::allocation::Candidate;
 use crate::error::{Error, Result};
-use crate::exec::Parallelism;
+use crate::exec::{Exec, Parallelism};
+use crate::linalg::{self, Threads};
+use crate::matrix::{Apply, StructuredMatrix};
 use crate::projection::{Gram, Objective, Options};
+use crate::structures::Dense;
 use ndarray::Array2;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::time::Instant;
 
 /// What a variant would be for one matrix.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,7 +23,43 @@ pub struct Measured {
     pub bytes: usize,
     /// `‖(W - Ŵ) C^{1/2}‖_F / ‖W C^{1/2}‖_F` with the inputs of the dense model.
     pub error: f64,
+    /// Nanoseconds of a product, batch 1, one thread, where the budget asks for it: the median of several turns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<u64>,
 }
+
+/// Singular values of a matrix, from the largest.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Spectra {
+    /// Of `W`.
+    pub plain: Vec<f64>,
+    /// Of `W C^{1/2}`.
+    pub weighted: Vec<f64>,
+}
+
+/// Nanoseconds of a product, batch 1, one thread.
+fn latency(matrix: &dyn StructuredMatrix) -> Result<u64> {
+    let (m, n) = matrix.shape();
+    let x: Vec<f32> = (0..n).map(|j| 1.0 - (j % 7) as f32 / 4.0).collect();
+    let (mut y, mut exec) = (vec![0.0; m], Exec::new());
+    let mut turn = |count: usize| -> Result<f64> {
+        let start = Instant::now();
+        for _ in 0..count {
+            matrix.matvec_into(&x, &mut y, &mut exec)?;
+        }
+        Ok(start.elapsed().as_secs_f64() / count as f64)
+    };
+    // Turns of about 50 us, after two to warm up.
+    turn(1)?;
+    let count = (TURN / turn(1)?.max(1e-9)).ceil().clamp(1.0, 1e4) as usize;
+    let mut turns = (0..TURNS).map(|_| turn(count)).collect::<Result<Vec<_>>>()?;
+    turns.sort_by(f64::total_cmp);
+    Ok((1e9 * turns[TURNS / 2]).ceil() as u64)
+}
+
+/// Seconds of a turn of products that are timed together, and turns.
+const TURN: f64 = 50e-6;
+const TURNS: usize = 15;
 
 /// Sizes put between two measured ones.
 const BETWEEN: usize = 3;
@@ -35,6 +75,10 @@ fn between(small: &Measured, large: &Measured, part: f64) -> Measured {
         params: up(small.params, large.params),
         bytes: up(small.bytes, large.bytes),
         error: mix(small.error.ln(), large.error.ln()).exp(),
+        latency: small
+            .latency
+            .zip(large.latency)
+            .map(|(small, large)| up(small as usize, large as usize) as u64),
     }
 }
 
@@ -49,16 +93,23 @@ pub struct SiteSurvey {
     pub input_rank: usize,
     /// The variants that the matrix can have.
     pub measured: Vec<Measured>,
+    /// Empty where no rule asks for them.
+    #[serde(default)]
+    pub spectra: Spectra,
+    /// Nanoseconds of a product with the dense matrix, where the budget asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dense_latency: Option<u64>,
 }
 
 impl Measured {
     /// As the allocation sees it: the squared error of outputs of unit energy.
     pub(super) fn candidate(&self, budget: ModelBudget) -> Candidate {
         let size = match budget {
-            ModelBudget::Params(_) => self.params,
-            ModelBudget::Bytes(_) => self.bytes,
+            ModelBudget::Params(_) => self.params as u64,
+            ModelBudget::Bytes(_) => self.bytes as u64,
+            ModelBudget::Latency(_) => self.latency.unwrap_or(u64::MAX),
         };
-        Candidate { size: size as u64, cost: self.error * self.error }
+        Candidate { size, cost: self.error * self.error }
     }
 }
 
@@ -71,6 +122,23 @@ impl SiteSurvey {
         parallelism: Parallelism,
     ) -> Result<Self> {
         let objective = Objective::Activations(gram);
+        let empty = Self {
+            name: name.to_owned(),
+            shape: w.dim(),
+            input_rank,
+            measured: Vec::new(),
+            spectra: Spectra::default(),
+            dense_latency: None,
+        };
+        if settings.method.is_rule() {
+            let weighted = linalg::matmul(w, gram.root()?, Threads::ONE);
+            let spectra = Spectra {
+                plain: linalg::singular_values(w, Threads::ONE)?,
+                weighted: linalg::singular_values(&weighted, Threads::ONE)?,
+            };
+            return Ok(Self { spectra, ..empty });
+        }
+        let timed = matches!(settings.budget, ModelBudget::Latency(_));
         let one = |variant: &Variant| -> Result<Option<Measured>> {
             let options = Options {
                 seed: settings.seed,
@@ -83,12 +151,15 @@ impl SiteSurvey {
                     params: found.report.params,
                     bytes: found.report.bytes,
                     error: found.report.weighted_relative_error.unwrap_or(found.report.relative_error),
+                    latency: timed.then(|| latency(found.matrix.as_ref())).transpose()?,
                 })),
                 Err(Error::Budget { .. }) => Ok(None),
                 Err(error) => Err(error),
             }
         };
         let measured: Vec<Option<Measured>> = match parallelism.tasks() {
+            // Other threads would disturb the times.
+            _ if timed => settings.variants.iter().map(one).collect::<Result<_>>()?,
             1 => settings.variants.iter().map(one).collect::<Result<_>>()?,
             _ => settings.variants.par_iter().map(one).collect::<Result<_>>()?,
         };
@@ -100,7 +171,8 @@ impl SiteSurvey {
                 "at least one for every matrix",
             ));
         }
-        Ok(Self { name: name.to_owned(), shape: w.dim(), input_rank, measured })
+        let dense_latency = timed.then(|| latency(&Dense::new(&w.mapv(|v| v as f32))?)).transpose()?;
+        Ok(Self { measured, dense_latency, ..empty })
     }
 
     /// The measured variants and, between two sizes of the same family, some more, whose errors follow from those of their neighbours.
@@ -128,6 +200,7 @@ impl SiteSurvey {
         match budget {
             ModelBudget::Params(_) => numbers,
             ModelBudget::Bytes(_) => 4 * numbers,
+            ModelBudget::Latency(_) => self.dense_latency.unwrap_or(0),
         }
     }
 }

@@ -1,11 +1,23 @@
 use crate::error::{Error, Result};
 use crate::exec::Exec;
+use crate::gradient::Vjp;
 use crate::io::{Source, Writer};
 use crate::matrix::{Apply, StructuredMatrix, Update};
 use crate::projection::{Family, Objective, Options, Projected, Report};
 use crate::scalar::Scalar;
 use crate::structures::Dense;
-use ndarray::{Array1, Array2, ArrayRef1, ArrayRef2, Ix1};
+use ndarray::{Array1, Array2, Array3, ArrayRef1, ArrayRef2, Axis, Ix1};
+
+/// Gradients of a [`Linear`] layer, from [`Linear::vjp`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearVjp<T> {
+    /// With respect to the inputs (batch x in).
+    pub input: Array2<T>,
+    /// With respect to the numbers of the weight's factors, in the order of [`Apply::factor_numbers`].
+    pub factors: Vec<Array3<T>>,
+    /// With respect to the bias, where there is one.
+    pub bias: Option<Array1<T>>,
+}
 
 /// $Y = X W^T + b$ with a structured weight and an optional bias.
 ///
@@ -161,5 +173,20 @@ impl Linear {
             row.iter_mut().zip(bias).for_each(|(y, bias)| *y = T::narrow(*bias));
         }
         self.weight.apply_into(x, y, Update::Accumulate, exec)
+    }
+
+    /// The gradients of a loss, from those of the outputs, `dy` (batch x out), and the inputs `x` (batch x in); see [`Apply::vjp`].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the shapes do not fit.
+    pub fn vjp<T: Scalar>(
+        &self,
+        x: &ArrayRef2<T>,
+        dy: &ArrayRef2<T>,
+        exec: &mut Exec<T>,
+    ) -> Result<LinearVjp<T>> {
+        let Vjp { input, factors } = self.weight.vjp(x, dy, exec)?;
+        let bias = self.bias.as_ref().map(|_| dy.sum_axis(Axis(0)));
+        Ok(LinearVjp { input, factors, bias })
     }
 }

@@ -2,4 +2,4 @@
 
 mod linear;
 
-pub use linear::Linear;
+pub use linear::{Linear, LinearVjp};

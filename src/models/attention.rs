@@ -1,8 +1,10 @@
 use super::architecture::Architecture;
-use super::pointwise::{Softmax, over_rows, run};
+use super::pointwise::{Softmax, SoftmaxBack, over_rows, run};
 use crate::exec::Policy;
+use crate::kernels::join;
 use ndarray::linalg::general_mat_mul;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use ndarray::{Array2, ArrayRef2, ArrayView2, ArrayViewMut2, Axis, s};
+use std::ops::Range;
 
 /// Queries that meet all their keys at once: what bounds the memory of the scores.
 const QUERIES: usize = 64;
@@ -38,24 +40,45 @@ impl Attention {
         offsets: &[usize],
         policy: Policy,
     ) -> Array2<f32> {
-        let longest = offsets.windows(2).map(|ends| ends[1] - ends[0]).max().unwrap_or(0);
-        let work = q.len().saturating_mul(2 * longest);
-        if let Some(frequencies) = &self.frequencies {
-            // cos and sin, position x pair of features.
-            let angle = |(position, i): (usize, usize)| position as f64 * frequencies[i];
-            let turns = Array2::from_shape_fn((longest, self.head_dim / 2), angle)
-                .mapv(|a| (a.cos() as f32, a.sin() as f32));
-            for x in [&mut q, &mut k] {
-                let tasks = policy.tasks(8 * x.len());
-                over_rows(tasks, 0, x.view_mut(), &|first, rows| self.rotate(&turns, offsets, first, rows));
-            }
-        }
+        self.turn(&mut [&mut q, &mut k], offsets, 1.0, policy);
         let mut y = Array2::zeros(q.raw_dim());
         let (q, k, v) = (q.view(), k.view(), v.view());
-        over_rows(policy.tasks(work), 0, y.view_mut(), &|first, y| {
+        over_rows(policy.tasks(work(&q, offsets)), 0, y.view_mut(), &|first, y| {
             self.attend([q, k, v], offsets, first, y, policy);
         });
         y
+    }
+
+    /// The gradients of queries, keys and values, from that of the result, `d` (tokens x heads * head_dim).
+    pub(super) fn backward(
+        &self,
+        [q, k, v]: [&Array2<f32>; 3],
+        d: &Array2<f32>,
+        offsets: &[usize],
+        policy: Policy,
+    ) -> [Array2<f32>; 3] {
+        let (mut q, mut k) = (q.clone(), k.clone());
+        self.turn(&mut [&mut q, &mut k], offsets, 1.0, policy);
+        let mut gradients = [&q, &k, v].map(|x| Array2::zeros(x.raw_dim()));
+        let inputs = [q.view(), k.view(), v.view(), d.view()];
+        let tasks = policy.tasks(work(&q, offsets).saturating_mul(3));
+        self.backward_sequences(inputs, offsets, gradients.each_mut().map(|g| g.view_mut()), tasks, policy);
+        let [dq, dk, _] = &mut gradients;
+        self.turn(&mut [dq, dk], offsets, -1.0, policy);
+        gradients
+    }
+
+    /// Turns queries and keys as their positions ask (or back, with -1 for `direction`), where positions are rotary.
+    fn turn(&self, arrays: &mut [&mut Array2<f32>], offsets: &[usize], direction: f64, policy: Policy) {
+        let Some(frequencies) = &self.frequencies else { return };
+        // cos and sin, position x pair of features.
+        let angle = |(position, i): (usize, usize)| direction * position as f64 * frequencies[i];
+        let turns = Array2::from_shape_fn((longest(offsets), self.head_dim / 2), angle)
+            .mapv(|a| (a.cos() as f32, a.sin() as f32));
+        for x in arrays {
+            let tasks = policy.tasks(8 * x.len());
+            over_rows(tasks, 0, x.view_mut(), &|first, rows| self.rotate(&turns, offsets, first, rows));
+        }
     }
 
     /// Turns feature `i` of each head against feature `i + head_dim / 2`.
@@ -89,35 +112,125 @@ impl Attention {
         policy: Policy,
     ) {
         let end = first + y.nrows();
-        let scale = 1.0 / (self.head_dim as f32).sqrt();
-        let mut scores = Vec::new();
+        let mut buffer = buffer(offsets);
         let mut row = first;
         while row < end {
             let sequence = offsets.partition_point(|start| *start <= row) - 1;
-            let (start, stop) = (offsets[sequence], offsets[sequence + 1]);
-            let queries = row..(row + QUERIES).min(stop).min(end);
-            let keys = start..if self.causal { queries.end } else { stop };
-            scores.resize(scores.len().max(queries.len() * keys.len()), 0.0f32);
-            let scores = &mut scores[..queries.len() * keys.len()];
+            let sequence = offsets[sequence]..offsets[sequence + 1];
+            let queries = row..(row + QUERIES).min(sequence.end).min(end);
+            let keys = self.keys(&queries, &sequence);
             for head in 0..self.heads {
-                let own = head * self.head_dim..(head + 1) * self.head_dim;
-                let shared = head / (self.heads / self.kv_heads) * self.head_dim;
-                let shared = shared..shared + self.head_dim;
-                let Ok(mut a) = ArrayViewMut2::from_shape((queries.len(), keys.len()), &mut *scores) else {
-                    return;
-                };
+                let (own, shared) = self.features(head);
+                let q = q.slice(s![queries.clone(), own.clone()]);
                 let k = k.slice(s![keys.clone(), shared.clone()]);
-                general_mat_mul(scale, &q.slice(s![queries.clone(), own.clone()]), &k.t(), 0.0, &mut a);
-                for (query, row) in queries.clone().zip(a.outer_iter_mut()) {
-                    let seen = if self.causal { query + 1 - start } else { keys.len() };
-                    if let Some(row) = row.into_slice() {
-                        run(policy, Softmax { row, seen });
-                    }
-                }
+                let p = self.probabilities(q, k, queries.start - sequence.start, &mut buffer, policy);
                 let mut y = y.slice_mut(s![queries.start - first..queries.end - first, own]);
-                general_mat_mul(1.0, &a, &v.slice(s![keys.clone(), shared]), 0.0, &mut y);
+                general_mat_mul(1.0, &p, &v.slice(s![keys.clone(), shared]), 0.0, &mut y);
             }
             row = queries.end;
         }
     }
+
+    /// The gradients of whole sequences, some of them on other threads.
+    fn backward_sequences(
+        &self,
+        inputs: [ArrayView2<'_, f32>; 4],
+        offsets: &[usize],
+        gradients: [ArrayViewMut2<'_, f32>; 3],
+        tasks: usize,
+        policy: Policy,
+    ) {
+        let count = offsets.len() - 1;
+        if tasks > 1 && count > 1 {
+            let (left, right) = (&offsets[..=count / 2], &offsets[count / 2..]);
+            let [dq, dk, dv] = gradients.map(|g| g.split_at(Axis(0), right[0] - left[0]));
+            return join(
+                || self.backward_sequences(inputs, left, [dq.0, dk.0, dv.0], tasks - tasks / 2, policy),
+                || self.backward_sequences(inputs, right, [dq.1, dk.1, dv.1], tasks / 2, policy),
+            );
+        }
+        let [q, k, v, d] = inputs;
+        let [mut dq, mut dk, mut dv] = gradients;
+        let (mut buffer, mut slopes) = (buffer(offsets), buffer(offsets));
+        let scale = self.scale();
+        for ends in offsets.windows(2) {
+            let sequence = ends[0]..ends[1];
+            for start in sequence.clone().step_by(QUERIES) {
+                let queries = start..(start + QUERIES).min(sequence.end);
+                let keys = self.keys(&queries, &sequence);
+                // In the gradients, which begin with the first of these sequences.
+                let inside = |range: &Range<usize>| range.start - offsets[0]..range.end - offsets[0];
+                for head in 0..self.heads {
+                    let (own, shared) = self.features(head);
+                    let q = q.slice(s![queries.clone(), own.clone()]);
+                    let k = k.slice(s![keys.clone(), shared.clone()]);
+                    let v = v.slice(s![keys.clone(), shared.clone()]);
+                    let d = d.slice(s![queries.clone(), own.clone()]);
+                    let p = self.probabilities(q, k, queries.start - sequence.start, &mut buffer, policy);
+                    let mut dv = dv.slice_mut(s![inside(&keys), shared.clone()]);
+                    general_mat_mul(1.0, &p.t(), &d, 1.0, &mut dv);
+                    let mut ds = slopes.slice_mut(s![..queries.len(), ..keys.len()]);
+                    general_mat_mul(1.0, &d, &v.t(), 0.0, &mut ds);
+                    for (p, d) in p.outer_iter().zip(ds.outer_iter_mut()) {
+                        if let (Some(p), Some(d)) = (p.to_slice(), d.into_slice()) {
+                            run(policy, SoftmaxBack { p, d });
+                        }
+                    }
+                    let mut dq = dq.slice_mut(s![inside(&queries), own]);
+                    general_mat_mul(scale, &ds, &k, 0.0, &mut dq);
+                    let mut dk = dk.slice_mut(s![inside(&keys), shared]);
+                    general_mat_mul(scale, &ds.t(), &q, 1.0, &mut dk);
+                }
+            }
+        }
+    }
+
+    /// What each key gives to each query of one head (queries x keys); `before` tokens of the sequence come before the queries.
+    fn probabilities<'b>(
+        &self,
+        q: ArrayView2<'_, f32>,
+        k: ArrayView2<'_, f32>,
+        before: usize,
+        buffer: &'b mut Array2<f32>,
+        policy: Policy,
+    ) -> ArrayViewMut2<'b, f32> {
+        let mut p = buffer.slice_mut(s![..q.nrows(), ..k.nrows()]);
+        general_mat_mul(self.scale(), &q, &k.t(), 0.0, &mut p);
+        for (query, row) in p.outer_iter_mut().enumerate() {
+            let seen = if self.causal { before + query + 1 } else { row.len() };
+            if let Some(row) = row.into_slice() {
+                run(policy, Softmax { row, seen });
+            }
+        }
+        p
+    }
+
+    /// The keys that some of the queries of a sequence see.
+    fn keys(&self, queries: &Range<usize>, sequence: &Range<usize>) -> Range<usize> {
+        sequence.start..if self.causal { queries.end } else { sequence.end }
+    }
+
+    /// A head's features in queries and results, and in keys and values.
+    fn features(&self, head: usize) -> (Range<usize>, Range<usize>) {
+        let of = |head: usize| head * self.head_dim..(head + 1) * self.head_dim;
+        (of(head), of(head / (self.heads / self.kv_heads)))
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+}
+
+/// Room for the probabilities of some queries.
+fn buffer(offsets: &[usize]) -> Array2<f32> {
+    Array2::zeros((QUERIES.min(longest(offsets)), longest(offsets)))
+}
+
+fn longest(offsets: &[usize]) -> usize {
+    offsets.windows(2).map(|ends| ends[1] - ends[0]).max().unwrap_or(0)
+}
+
+/// Multiply-adds of attention, at most.
+fn work(q: &ArrayRef2<f32>, offsets: &[usize]) -> usize {
+    q.len().saturating_mul(2 * longest(offsets))
 }

@@ -148,7 +148,7 @@ impl Block {
         &self.sites[self.stage_range(stage)]
     }
 
-    fn stage_range(&self, stage: Stage) -> Range<usize> {
+    pub(super) fn stage_range(&self, stage: Stage) -> Range<usize> {
         self.sites.partition_point(|site| site.stage < stage)
             ..self.sites.partition_point(|site| site.stage <= stage)
     }
@@ -178,6 +178,22 @@ impl Block {
     pub fn replace_weight(&mut self, name: &str, weight: Box<dyn StructuredMatrix>) -> Result<Linear> {
         let linear = self.linear(name)?.with_weight(weight)?;
         self.replace(name, linear)
+    }
+
+    pub(super) fn linears(&self) -> &[Linear] {
+        &self.linears
+    }
+
+    pub(super) fn attention(&self) -> &Attention {
+        &self.attention
+    }
+
+    pub(super) fn activation(&self) -> Activation {
+        self.activation
+    }
+
+    pub(super) fn placement(&self) -> Placement {
+        self.placement
     }
 
     fn position(&self, name: &str) -> Result<usize> {
@@ -281,7 +297,7 @@ impl Block {
         }
     }
 
-    fn norm_of(&self, stage: Stage) -> &Normalization {
+    pub(super) fn norm_of(&self, stage: Stage) -> &Normalization {
         match stage {
             Stage::AttentionIn | Stage::AttentionOut => &self.attention_norm,
             Stage::MlpIn | Stage::MlpOut => &self.mlp_norm,

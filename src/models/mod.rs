@@ -68,6 +68,7 @@ mod model;
 mod norm;
 mod pointwise;
 mod site;
+mod tape;
 mod tokens;
 mod transformer;
 
@@ -79,5 +80,6 @@ pub use block::{Block, Observer, Walk};
 pub use hidden::Hidden;
 pub use model::{Model, Output};
 pub use site::{Site, Stage};
+pub use tape::{BlockGradients, Tape};
 pub use tokens::Tokens;
 pub use transformer::Transformer;

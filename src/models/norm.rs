@@ -1,9 +1,9 @@
 use super::architecture::{Architecture, NormKind};
-use super::pointwise::{Normalize, over_rows, run};
+use super::pointwise::{Normalize, NormalizeBack, over_rows, run};
 use crate::error::{Error, Result};
 use crate::exec::Policy;
 use crate::io::Source;
-use ndarray::Array2;
+use ndarray::{Array2, s};
 
 /// Normalization of hidden states, with its weights.
 #[derive(Debug, Clone)]
@@ -35,6 +35,14 @@ impl Normalization {
         over_rows(policy.tasks(4 * x.len()), 0, x.view_mut(), &|_, y| {
             let (weight, bias) = (&self.weight, self.bias.as_deref());
             run(policy, Normalize { kind: self.kind, eps: self.eps, weight, bias, y });
+        });
+    }
+
+    /// The gradient of the result (tokens x hidden) becomes that of what went in, `x`.
+    pub(super) fn backward(&self, x: &Array2<f32>, d: &mut Array2<f32>, policy: Policy) {
+        over_rows(policy.tasks(8 * x.len()), 0, d.view_mut(), &|first, d| {
+            let x = x.slice(s![first..first + d.nrows(), ..]);
+            run(policy, NormalizeBack { kind: self.kind, eps: self.eps, weight: &self.weight, x, d });
         });
     }
 }

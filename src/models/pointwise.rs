@@ -7,7 +7,7 @@ use super::architecture::{Activation, NormKind};
 use crate::exec::Policy;
 use crate::kernels::{Kernel, join};
 use crate::scalar::Scalar;
-use ndarray::{ArrayViewMut2, Axis};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use std::f32::consts::FRAC_1_SQRT_2;
 
 /// Partial sums, so that a sum is not one chain of additions.
@@ -41,13 +41,10 @@ impl Kernel<f32> for Activate<'_> {
     fn run<S>(self, _: S) {
         let Self { activation, gate, y } = self;
         match activation {
-            Activation::Gelu => each(gate, y, |x| 0.5 * x * (1.0 + erf(x * FRAC_1_SQRT_2))),
-            Activation::GeluTanh => {
-                // (1 + tanh(u)) / 2 = 1 / (1 + exp(-2 u))
-                each(gate, y, |x| x / (1.0 + exp(-1.595_769 * (x + 0.044_715 * x * x * x))))
-            }
-            Activation::Silu => each(gate, y, |x| x / (1.0 + exp(-x))),
-            Activation::Relu => each(gate, y, |x| x.max(0.0)),
+            Activation::Gelu => each(gate, y, |x| gelu(x).0),
+            Activation::GeluTanh => each(gate, y, |x| gelu_tanh(x).0),
+            Activation::Silu => each(gate, y, |x| silu(x).0),
+            Activation::Relu => each(gate, y, |x| relu(x).0),
         }
     }
 }
@@ -58,6 +55,70 @@ fn each(gate: Option<&[f32]>, y: &mut [f32], f: impl Fn(f32) -> f32) {
         None => y.iter_mut().for_each(|y| *y = f(*y)),
         Some(gate) => y.iter_mut().zip(gate).for_each(|(y, gate)| *y *= f(*gate)),
     }
+}
+
+/// From the gradient `d` of the result of [`Activate`] to that of `y`, and of the gate where there is one; in place.
+pub(super) struct ActivateBack<'a> {
+    pub(super) activation: Activation,
+    /// The gate, and its gradient to write.
+    pub(super) gate: Option<(&'a [f32], &'a mut [f32])>,
+    /// What went in.
+    pub(super) y: &'a [f32],
+    pub(super) d: &'a mut [f32],
+}
+
+impl Kernel<f32> for ActivateBack<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S>(self, _: S) {
+        let Self { activation, gate, y, d } = self;
+        match activation {
+            Activation::Gelu => each_back(gate, y, d, gelu),
+            Activation::GeluTanh => each_back(gate, y, d, gelu_tanh),
+            Activation::Silu => each_back(gate, y, d, silu),
+            Activation::Relu => each_back(gate, y, d, relu),
+        }
+    }
+}
+
+#[inline(always)]
+fn each_back(gate: Option<(&[f32], &mut [f32])>, y: &[f32], d: &mut [f32], f: impl Fn(f32) -> (f32, f32)) {
+    match gate {
+        None => d.iter_mut().zip(y).for_each(|(d, y)| *d *= f(*y).1),
+        Some((gate, d_gate)) => {
+            for (((d, y), gate), d_gate) in d.iter_mut().zip(y).zip(gate).zip(d_gate) {
+                let (value, slope) = f(*gate);
+                *d_gate = *d * y * slope;
+                *d *= value;
+            }
+        }
+    }
+}
+
+// Each activation and its slope.
+
+#[inline(always)]
+fn gelu(x: f32) -> (f32, f32) {
+    let below = 0.5 * (1.0 + erf(x * FRAC_1_SQRT_2));
+    (x * below, below + x * 0.398_942_3 * exp(-0.5 * x * x))
+}
+
+#[inline(always)]
+fn gelu_tanh(x: f32) -> (f32, f32) {
+    // (1 + tanh(u)) / 2 = 1 / (1 + exp(-2 u))
+    let below = 1.0 / (1.0 + exp(-1.595_769 * (x + 0.044_715 * x * x * x)));
+    (x * below, below + x * below * (1.0 - below) * 1.595_769 * (1.0 + 0.134_145 * x * x))
+}
+
+#[inline(always)]
+fn silu(x: f32) -> (f32, f32) {
+    let below = 1.0 / (1.0 + exp(-x));
+    (x * below, below + x * below * (1.0 - below))
+}
+
+#[inline(always)]
+fn relu(x: f32) -> (f32, f32) {
+    (x.max(0.0), if x > 0.0 { 1.0 } else { 0.0 })
 }
 
 /// Normalizes a row in place.
@@ -84,6 +145,50 @@ impl Kernel<f32> for Normalize<'_> {
                 row.iter_mut().zip(bias).for_each(|(v, b)| *v += b);
             }
         }
+    }
+}
+
+/// From the gradient `d` of the result of [`Normalize`] to that of what went in, `x`; in place.
+pub(super) struct NormalizeBack<'a> {
+    pub(super) kind: NormKind,
+    pub(super) eps: f32,
+    pub(super) weight: &'a [f32],
+    pub(super) x: ArrayView2<'a, f32>,
+    pub(super) d: ArrayViewMut2<'a, f32>,
+}
+
+impl Kernel<f32> for NormalizeBack<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S>(self, _: S) {
+        let Self { kind, eps, weight, x, mut d } = self;
+        let n = weight.len() as f32;
+        for (x, mut d) in x.outer_iter().zip(d.outer_iter_mut()) {
+            let (Some(x), Some(d)) = (x.as_slice(), d.as_slice_mut()) else { continue };
+            let centred = kind == NormKind::LayerNorm;
+            let mean = if centred { sum(x, |v| v) / n } else { 0.0 };
+            let scale = 1.0 / (sum(x, |v| (v - mean) * (v - mean)) / n + eps).sqrt();
+            d.iter_mut().zip(weight).for_each(|(d, w)| *d *= w);
+            let shift = if centred { sum(d, |v| v) / n } else { 0.0 };
+            let along = dot(d, x, |v| (v - mean) * scale) / n;
+            d.iter_mut().zip(x).for_each(|(d, x)| *d = scale * (*d - shift - (x - mean) * scale * along));
+        }
+    }
+}
+
+/// From the gradient `d` of a softmax to that of what went in, given its result `p`; in place.
+pub(super) struct SoftmaxBack<'a> {
+    pub(super) p: &'a [f32],
+    pub(super) d: &'a mut [f32],
+}
+
+impl Kernel<f32> for SoftmaxBack<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S>(self, _: S) {
+        let Self { p, d } = self;
+        let mean = dot(d, p, |v| v);
+        d.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - mean));
     }
 }
 
@@ -116,6 +221,19 @@ fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
         }
     }
     sums.iter().sum::<f32>() + rest.iter().map(|v| f(*v)).sum::<f32>()
+}
+
+/// `sum a f(b)`.
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let mut sums = [0.0; LANES];
+    for (a, b) in a.iter().zip(b) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * f(*b);
+        }
+    }
+    sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * f(*b)).sum::<f32>()
 }
 
 #[inline(always)]

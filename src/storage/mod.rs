@@ -66,6 +66,11 @@ impl Storage {
             Storage::Int4 => cols.div_ceil(2) + scales,
         }
     }
+
+    /// Bytes of long rows, as a fraction of those of `f32`.
+    pub fn relative_to_f32(self) -> f64 {
+        self.bytes(1, GROUP) as f64 / Storage::F32.bytes(1, GROUP) as f64
+    }
 }
 
 impl std::fmt::Display for Storage {

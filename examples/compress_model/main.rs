@@ -8,15 +8,18 @@
 //! An interrupted run goes on where it stood. Several processes can share the work: `--shard 0/4 --step survey` to `3/4`, then the same with
 //! `--step fit --independent`, then `--step merge`.
 
+#[path = "../cli/mod.rs"]
 mod cli;
+mod plots;
+mod report;
 
 use clap::{Parser, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
-use structmat::compression::{CompressedModel, Compressor, Event, Method, ModelBudget, Settings, Shard};
+use structmat::compression::{Refined, Refinement, Compressor, Event, Method, ModelBudget, Settings, Shard};
 use structmat::io::{Checkpoint, Staged};
-use structmat::models::{Model, Tokens};
+use structmat::models::Tokens;
 use structmat::prelude::*;
 use structmat::{Error, Result};
 
@@ -28,18 +31,21 @@ struct Args {
     #[arg(long)]
     model: PathBuf,
     /// Description of the model: `all-minilm-l6-v2`, or a JSON file (a `config.json`, or one that `Architecture::save` has written).
-    /// Without it, the `config.json` beside the model.
+    /// Without it, the `config.json` beside the model, or what fits of the shipped ones.
     #[arg(long)]
     architecture: Option<String>,
     /// Calibration sentences: a safetensors file with the integer tensors `input_ids` (end to end) and `offsets`.
     #[arg(long)]
     calibration: PathBuf,
     /// Parameters of all matrices together, as a fraction of the dense ones'.
-    #[arg(long, conflicts_with = "bytes_ratio", required_unless_present = "bytes_ratio")]
+    #[arg(long, group = "budget", required = true)]
     ratio: Option<f64>,
     /// Bytes of all matrices together, as a fraction of the dense ones' in f32.
-    #[arg(long)]
+    #[arg(long, group = "budget")]
     bytes_ratio: Option<f64>,
+    /// Time of one product with each matrix (batch 1, one thread), as a fraction of the dense ones' in f32, measured on this machine.
+    #[arg(long, group = "budget")]
+    latency_ratio: Option<f64>,
     /// How the budget is spread.
     #[arg(long, value_enum, default_value_t = Spread::Auto)]
     method: Spread,
@@ -49,9 +55,18 @@ struct Args {
     /// Storages of their factors.
     #[arg(long, value_delimiter = ',', default_value = "f32")]
     storage: Vec<Storage>,
+    /// Fit every stage to the inputs that compressed predecessors make, and to the outputs of the dense model. This is the default.
+    #[arg(long, conflicts_with = "independent")]
+    sequential: bool,
     /// Fit every matrix to the inputs of the dense model, not to those that compressed predecessors make.
     #[arg(long)]
     independent: bool,
+    /// After the fit of each block, refine its matrices together by so many passes of gradient steps on the error of its output.
+    #[arg(long, num_args = 0..=1, default_missing_value = "30", value_name = "EPOCHS")]
+    refine: Option<usize>,
+    /// Length of the first of these steps, relative to the factors.
+    #[arg(long, default_value_t = Refinement::default().rate)]
+    rate: f64,
     /// Leave biases as they are.
     #[arg(long)]
     keep_bias: bool,
@@ -83,8 +98,18 @@ struct Args {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Spread {
+    /// Where it lowers the error most, among all structures and storages.
     Auto,
+    /// In proportion to the dense sizes.
     Uniform,
+    /// WeLore: one threshold on normalised singular values (low-rank only, as all that follow).
+    Welore,
+    /// LoRAP: more for values and outputs of attention than for queries and keys.
+    Lorap,
+    /// Dobi-SVD: ranks learned through a soft truncation.
+    Dobi,
+    /// LASER: a small rank for the last MLPs first.
+    Laser,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -111,10 +136,7 @@ fn main() -> ExitCode {
 fn compress(args: &Args) -> cli::Outcome {
     let start = Instant::now();
     let tokens = Tokens::load(&Checkpoint::open(&args.calibration)?)?;
-    let model = Model::new(
-        cli::architecture(&args.model, args.architecture.as_deref())?,
-        structmat::io::open(&args.model)?,
-    )?;
+    let model = cli::model(&args.model, args.architecture.as_deref())?;
     let compressor = Compressor::new(&model, &tokens, settings(args)?, parallelism(args), &args.report)?;
     if args.step != Step::Survey {
         // An output that cannot be written is better known now.
@@ -127,9 +149,11 @@ fn compress(args: &Args) -> cli::Outcome {
     let mut progress = |event: Event<'_>| {
         match event {
             Event::Surveyed { layer } => bar.set_message(format!("surveyed block {layer}")),
-            Event::Fitted { layer, matrices } => {
-                let worst = matrices.iter().map(|m| m.error).fold(0.0, f64::max);
-                bar.set_message(format!("fitted block {layer}, errors up to {worst:.3}"));
+            Event::Fitted { layer, block } => {
+                let worst = block.matrices.iter().map(|m| m.error).fold(0.0, f64::max);
+                let refined = |r: Refined| format!(", refined from {:.4} to {:.4}", r.before, r.after);
+                let refined = block.refined.map_or(String::new(), refined);
+                bar.set_message(format!("fitted block {layer}, errors up to {worst:.3}{refined}"));
             }
         }
         bar.inc(1);
@@ -147,28 +171,38 @@ fn compress(args: &Args) -> cli::Outcome {
     }
     let compressed = compressor.finish()?;
     compressed.write(&args.output)?;
-    let text = report(&compressed, start.elapsed().as_secs_f64());
+    let text = report::text(&compressed, start.elapsed().as_secs_f64());
+    let picture = plots::matrices(&args.report.join("report.svg"), &compressed)?;
     Staged::new(args.report.join("report.md"), [text.as_bytes()])?.commit()?;
+    picture.commit()?;
     print!("{text}");
     Ok(())
 }
 
 fn settings(args: &Args) -> Result<Settings> {
-    let budget = match (args.ratio, args.bytes_ratio) {
-        (Some(ratio), _) => ModelBudget::Params(ratio),
-        (None, Some(ratio)) => ModelBudget::Bytes(ratio),
-        (None, None) => return Err(Error::parameter("budget", "none", "--ratio or --bytes-ratio")),
+    let budget = match (args.ratio, args.bytes_ratio, args.latency_ratio) {
+        (Some(ratio), ..) => ModelBudget::Params(ratio),
+        (_, Some(ratio), _) => ModelBudget::Bytes(ratio),
+        (.., Some(ratio)) => ModelBudget::Latency(ratio),
+        (None, None, None) => {
+            return Err(Error::parameter("budget", "none", "--ratio, --bytes-ratio or --latency-ratio"));
+        }
     };
     let structures: Vec<&str> = args.structures.iter().map(String::as_str).collect();
     Ok(Settings {
         method: match args.method {
             Spread::Auto => Method::Auto,
             Spread::Uniform => Method::Uniform,
+            Spread::Welore => Method::Welore,
+            Spread::Lorap => Method::Lorap,
+            Spread::Dobi => Method::Dobi,
+            Spread::Laser => Method::Laser,
         },
         sequential: !args.independent,
         bias: !args.keep_bias,
         dampening: args.dampening,
         iterations: (args.iterations[0], args.iterations[1]),
+        refinement: args.refine.map(|epochs| Refinement { epochs, rate: args.rate, ..Refinement::default() }),
         seed: args.seed,
         ..Settings::new(budget, &structures, &args.storage)?
     })
@@ -176,52 +210,4 @@ fn settings(args: &Args) -> Result<Settings> {
 
 fn parallelism(args: &Args) -> Parallelism {
     if args.threads == 1 { Parallelism::Seq } else { Parallelism::Threads(args.threads) }
-}
-
-fn report(compressed: &CompressedModel<'_>, seconds: f64) -> String {
-    let dense: usize = compressed.plan.choices.iter().map(|choice| choice.shape.0 * choice.shape.1).sum();
-    let rows: Vec<Vec<String>> = compressed
-        .fitted
-        .iter()
-        .map(|fitted| {
-            let choice = &fitted.choice;
-            let (m, n) = choice.shape;
-            vec![
-                fitted.name.clone(),
-                format!("{m}x{n}"),
-                choice.variant.structure.clone(),
-                choice.variant.storage.to_string(),
-                format!("{:.3}", fitted.params as f64 / (m * n) as f64),
-                fitted.bytes.to_string(),
-                format!("{:.4}", choice.error),
-                format!("{:.4}", fitted.error),
-                format!("{:.2}", fitted.seconds),
-                choice.runner_up.clone().unwrap_or_default(),
-            ]
-        })
-        .collect();
-    let header = [
-        "matrix",
-        "shape",
-        "structure",
-        "storage",
-        "parameters",
-        "bytes",
-        "error in survey",
-        "error in fit",
-        "seconds",
-        "best other family",
-    ];
-    let (params, bytes) = (compressed.params(), compressed.bytes());
-    let bound =
-        compressed.plan.bound.map_or(String::new(), |bound| format!(", at least {bound:.5} possible"));
-    format!(
-        "{} matrices: {params} of {dense} parameters ({:.4}), {bytes} bytes ({:.4} of f32), {seconds:.1} s\n\
-         sum of squared relative errors in the survey: {:.5}{bound}\n\n{}",
-        rows.len(),
-        params as f64 / dense as f64,
-        bytes as f64 / (4 * dense) as f64,
-        compressed.plan.cost,
-        cli::table(&header, &rows)
-    )
 }
