@@ -40,6 +40,7 @@ pub mod compose;
 pub mod compression;
 pub mod error;
 pub mod exec;
+pub mod gradient;
 pub mod io;
 #[allow(unsafe_code)]
 pub mod kernels;

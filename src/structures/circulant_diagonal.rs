@@ -1,10 +1,13 @@
 //! Sums of diagonal times circulant matrices.
 
 use super::expanded::Expanded;
-use super::spectral::{convolve, convolve_flops, convolve_scratch_len, transform_flops};
+use super::spectral::{
+    convolve, convolve_flops, convolve_scratch_len, correlate, inverse, spectra, transform_flops,
+};
 use crate::error::{Error, Result};
-use crate::kernels::{Convolution, Spectrum, SpectrumCache};
-use crate::linalg::{self, SvdOptions};
+use crate::gradient::Differentiate;
+use crate::kernels::{Convolution, RealFft, Spectrum, SpectrumCache};
+use crate::linalg::{self, SvdOptions, Threads};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Descent, Family, Fit, Guarantee, Objective, Request, Run, Stop, Weighted, descend};
@@ -12,7 +15,7 @@ use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
 use crate::structures::Dense;
-use ndarray::{Array2, ArrayRef2};
+use ndarray::{Array2, Array3, ArrayRef2, Axis, s};
 
 /// $W = \sum_{k=1}^K \mathrm{diag}(d_k)\, \mathrm{circ}(c_k)$: `W[i, j] = sum_k d_k[i] c_k[(i - j) mod in]`, with rows beyond `in` going
 /// round again.
@@ -138,6 +141,29 @@ impl<T: Scalar> Multiply<T> for CirculantDiagonal {
                 }
             },
         );
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for CirculantDiagonal {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, _: Threads) -> Vec<Array3<T>> {
+        let (d, c) = (self.d.numbers::<T>(), self.c.numbers::<T>());
+        let (mut dd, mut dc) = (Array3::zeros(d.dim()), Array3::zeros(c.dim()));
+        let fft = RealFft::new(self.len());
+        let (c, x) = (spectra(&fft, &c.index_axis(Axis(0), 0)), spectra(&fft, x));
+        for k in 0..self.terms() {
+            let d = d.slice(s![0, k, ..]);
+            dc.slice_mut(s![0, k, ..]).assign(&correlate(&fft, &spectra(&fft, &(&dy.view() * &d)), &x));
+            for (dy, x) in dy.outer_iter().zip(x.outer_iter()) {
+                let circulated = inverse(&fft, &c.row(k) * &x);
+                let circulated = circulated.iter().cycle();
+                dd.slice_mut(s![0, k, ..])
+                    .iter_mut()
+                    .zip(&dy)
+                    .zip(circulated)
+                    .for_each(|((d, dy), y)| *d += *dy * *y);
+            }
+        }
+        vec![dd, dc]
     }
 }
 
