@@ -17,8 +17,8 @@ pub trait Differentiate<T: Scalar> {
     /// its shape (`blocks x rows x cols`), in the order of [`Parts::all_factors`](crate::parts::Parts::all_factors): a structure's own as
     /// its parts name them, then those of its sub-matrices.
     ///
-    /// The shapes fit the matrix and no side of `x` or `dy` is zero: [`Apply`](crate::Apply) has checked. May allocate; costs about twice
-    /// the product.
+    /// The shapes fit the matrix and no side of `x` or `dy` is zero: [`Apply`](crate::Apply) has checked. May allocate. Costs about twice
+    /// the product by the structure's own formula; families of which the dense gradient `dYᵀ X` is the quicker way say so.
     fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>>;
 }
 

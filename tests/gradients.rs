@@ -70,6 +70,9 @@ fn members(storage: Storage) -> Vec<Boxed> {
         all.extend(found);
         assert!(all.len() > before, "no shape for {name} {parameters}");
     }
+    // Blocks wide enough for transforms.
+    let wide = Request::new().with("block", 256);
+    all.push(registry::family("block_circulant").unwrap().random((300, 513), &wide, storage, 1).unwrap());
     // Row groups of their own, and blocks whose ranks differ: padded.
     let (w1, w2) = (stack(3, 4, 5, 1), stack(2, 4, 6, 2));
     all.push(Box::new(Monarch::from_stages(storage, &w1, &w2, 2).unwrap()));
@@ -131,7 +134,7 @@ fn gradients_are_differences_of_the_dense_formula() {
             };
             let noise = 1e-9 * norm(&g) * norm(&dense);
             let check = |direction: &Array3<f64>, expected: f64, scale: f64, what: &str| {
-                let slope = (loss(0.5, direction) - loss(-0.5, direction)) / 1.0;
+                let slope = loss(0.5, direction) - loss(-0.5, direction);
                 let error = (slope - expected).abs();
                 assert!(
                     error <= 1e-6 * scale + noise,
@@ -139,7 +142,12 @@ fn gradients_are_differences_of_the_dense_formula() {
                 );
             };
             let all = stack(gradient.dim().0, gradient.dim().1, gradient.dim().2, 31);
-            check(&all, (gradient * &all).sum(), norm(&flat(&[gradient.clone()])), "along a direction");
+            check(
+                &all,
+                (gradient * &all).sum(),
+                norm(&flat(std::slice::from_ref(gradient))),
+                "along a direction",
+            );
             let stride = (gradient.len() / 7).max(1);
             for (at, value) in gradient.indexed_iter().skip(k % stride).step_by(stride) {
                 let mut one = Array3::zeros(gradient.dim());
@@ -158,6 +166,11 @@ fn numbers_that_pad_have_no_gradient() {
     let gradient = w.factor_gradients(&x, &dy, &mut Exec::new()).unwrap().remove(0);
     let inside = |b: usize, i: usize, j: usize| 5 * b + i < 13 && 4 * b + j < 11;
     assert!(gradient.indexed_iter().all(|((b, i, j), g)| inside(b, i, j) == (*g != 0.0)));
+    // Nor do those of rank 0, of which there are none.
+    let empty = |rows, cols| Factor::from_matrix(Storage::F64, &Array2::<f64>::zeros((rows, cols)));
+    let w = LowRank::new(empty(13, 0), empty(0, 11)).unwrap();
+    let gradients = w.factor_gradients(&x, &dy, &mut Exec::new()).unwrap();
+    assert_eq!((gradients[0].dim(), gradients[1].dim()), ((1, 13, 0), (1, 0, 11)));
 }
 
 #[test]

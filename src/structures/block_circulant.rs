@@ -201,9 +201,10 @@ impl<T: Scalar> Multiply<T> for BlockCirculant {
 }
 
 impl<T: Scalar> Differentiate<T> for BlockCirculant {
+    /// Wide blocks by correlations; others, of which there are many, from the dense gradient: `batch * out * in` multiply-adds.
     fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
         let (a, b, p) = self.c.shape();
-        if self.is_dense() {
+        if !self.is_wide() {
             let sums = diagonal_sums(&matmul_tn(x, dy, threads), p);
             return vec![Array3::from_shape_fn((a, b, p), |(i, j, k)| sums[(i * b + j) * p + k])];
         }

@@ -1,13 +1,11 @@
 //! Sums of diagonal times circulant matrices.
 
 use super::expanded::Expanded;
-use super::spectral::{
-    convolve, convolve_flops, convolve_scratch_len, correlate, inverse, spectra, transform_flops,
-};
+use super::spectral::{convolve, convolve_flops, convolve_scratch_len, transform_flops};
 use crate::error::{Error, Result};
 use crate::gradient::Differentiate;
-use crate::kernels::{Convolution, RealFft, Spectrum, SpectrumCache};
-use crate::linalg::{self, SvdOptions, Threads};
+use crate::kernels::{Convolution, Spectrum, SpectrumCache};
+use crate::linalg::{self, SvdOptions, Threads, matmul, matmul_nt, matmul_tn};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Descent, Family, Fit, Guarantee, Objective, Request, Run, Stop, Weighted, descend};
@@ -15,7 +13,7 @@ use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
 use crate::structures::Dense;
-use ndarray::{Array2, Array3, ArrayRef2, Axis, s};
+use ndarray::{Array2, Array3, ArrayRef2, Axis};
 
 /// $W = \sum_{k=1}^K \mathrm{diag}(d_k)\, \mathrm{circ}(c_k)$: `W[i, j] = sum_k d_k[i] c_k[(i - j) mod in]`, with rows beyond `in` going
 /// round again.
@@ -145,25 +143,13 @@ impl<T: Scalar> Multiply<T> for CirculantDiagonal {
 }
 
 impl<T: Scalar> Differentiate<T> for CirculantDiagonal {
-    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, _: Threads) -> Vec<Array3<T>> {
-        let (d, c) = (self.d.numbers::<T>(), self.c.numbers::<T>());
-        let (mut dd, mut dc) = (Array3::zeros(d.dim()), Array3::zeros(c.dim()));
-        let fft = RealFft::new(self.len());
-        let (c, x) = (spectra(&fft, &c.index_axis(Axis(0), 0)), spectra(&fft, x));
-        for k in 0..self.terms() {
-            let d = d.slice(s![0, k, ..]);
-            dc.slice_mut(s![0, k, ..]).assign(&correlate(&fft, &spectra(&fft, &(&dy.view() * &d)), &x));
-            for (dy, x) in dy.outer_iter().zip(x.outer_iter()) {
-                let circulated = inverse(&fft, &c.row(k) * &x);
-                let circulated = circulated.iter().cycle();
-                dd.slice_mut(s![0, k, ..])
-                    .iter_mut()
-                    .zip(&dy)
-                    .zip(circulated)
-                    .for_each(|((d, dy), y)| *d += *dy * *y);
-            }
-        }
-        vec![dd, dc]
+    /// From the dense gradient, sheared as for the projection: `batch * out * in` multiply-adds, and `2 K out * in`.
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let gradient = sheared(&matmul_tn(x, dy, threads));
+        let (d, c) = (self.d.numbers(), self.c.numbers());
+        let dd = matmul_nt(&c.index_axis(Axis(0), 0), &gradient, threads);
+        let dc = matmul(&d.index_axis(Axis(0), 0), &gradient, threads);
+        vec![dd.insert_axis(Axis(0)), dc.insert_axis(Axis(0))]
     }
 }
 
@@ -197,7 +183,7 @@ impl StructuredMatrix for CirculantDiagonal {
 }
 
 /// `M[i, s] = W[i, (i - s) mod in]`, of `Wᵀ` (in x out).
-fn sheared(wt: &ArrayRef2<f64>) -> Array2<f64> {
+fn sheared<T: Scalar>(wt: &ArrayRef2<T>) -> Array2<T> {
     let (n, m) = wt.dim();
     Array2::from_shape_fn((m, n), |(i, s)| wt[[(i + n - s % n) % n, i]])
 }

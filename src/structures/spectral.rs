@@ -146,38 +146,31 @@ pub(crate) fn convolve<T: Scalar>(
     });
 }
 
-/// Spectra of the rows of `x`, zero-padded to the length of the transform; entries beyond it go round again.
+/// Spectra of the rows of `x`, zero-padded to the length of the transform.
 pub(crate) fn spectra<T: Scalar>(fft: &RealFft<T>, x: &ArrayRef2<T>) -> Array2<Complex<T>> {
     let mut spectra = Array2::zeros((x.nrows(), fft.bins()));
     let mut row = vec![T::zero(); fft.len()];
     let mut scratch = vec![Complex::default(); fft.scratch_len()];
     for (x, z) in x.outer_iter().zip(linalg::rows_mut(&mut spectra)) {
-        row.fill(T::zero());
-        x.iter().enumerate().for_each(|(j, x)| row[j % fft.len()] += *x);
+        row.iter_mut().zip(&x).for_each(|(to, from)| *to = *from);
         fft.forward(&row, z, &mut scratch);
     }
     spectra
 }
 
-/// The row of a spectrum.
-pub(crate) fn inverse<T: Scalar>(fft: &RealFft<T>, spectrum: Array1<Complex<T>>) -> Array1<T> {
-    let (mut spectrum, mut row) = (spectrum.to_vec(), vec![T::zero(); fft.len()]);
-    let mut scratch = vec![Complex::default(); fft.scratch_len()];
-    fft.inverse(&mut spectrum, &mut row, Update::Overwrite, &mut scratch);
-    let len = T::narrow(fft.len() as f64);
-    row.iter().map(|v| *v / len).collect()
-}
-
-/// `h[k]`, the sum of `dy[b, i] x[b, j]` over the batch `b` and over `i - j = k` modulo the length of the transform, for spectra of `dy` and `x`: the
-/// gradient of a convolution.
+/// `h[k]`, the sum of `dy[b, i] x[b, j]` over the batch `b` and over `i - j = k` modulo the length of the transform, for spectra of `dy` and
+/// `x`: the gradient of a convolution.
 pub(crate) fn correlate<T: Scalar>(
     fft: &RealFft<T>,
     dy: &Array2<Complex<T>>,
     x: &Array2<Complex<T>>,
 ) -> Array1<T> {
-    let mut sum = Array1::zeros(fft.bins());
+    let mut sum = vec![Complex::default(); fft.bins()];
     for (dy, x) in dy.outer_iter().zip(x.outer_iter()) {
         sum.iter_mut().zip(dy).zip(x).for_each(|((sum, dy), x)| *sum += dy * x.conj());
     }
-    inverse(fft, sum)
+    let (mut h, mut scratch) = (vec![T::zero(); fft.len()], vec![Complex::default(); fft.scratch_len()]);
+    fft.inverse(&mut sum, &mut h, Update::Overwrite, &mut scratch);
+    let len = T::narrow(fft.len() as f64);
+    h.into_iter().map(|h| h / len).collect()
 }

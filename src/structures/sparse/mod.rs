@@ -8,7 +8,7 @@ use super::expanded::{Expanded, GATHERED};
 use crate::error::{Error, Result};
 use crate::gradient::{Differentiate, gathered};
 use crate::kernels::{Pattern, SparseProduct, sparse_scratch_len};
-use crate::linalg::Threads;
+use crate::linalg::{Threads, matmul_tn};
 use crate::matrix::{Multiply, Operands, StructuredMatrix};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run};
@@ -155,11 +155,16 @@ impl<T: Scalar> Multiply<T> for Sparse {
 }
 
 impl<T: Scalar> Differentiate<T> for Sparse {
-    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, _: Threads) -> Vec<Array3<T>> {
-        // Features x batch: each value is a product of two rows.
-        let (x, dy) = (gathered(&x.t(), 0..x.ncols()), gathered(&dy.t(), 0..dy.ncols()));
-        let values = self.positions().map(|(i, j)| dy.row(i).dot(&x.row(j)));
-        vec![Array1::from_iter(values).insert_axis(Axis(0)).insert_axis(Axis(0))]
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let values: Array1<T> = if Expanded::pays(self.cost(), self.numbers(), self.shape()) {
+            let dense = matmul_tn(dy, x, threads);
+            self.positions().map(|at| dense[at]).collect()
+        } else {
+            // Features x batch: each value is a product of two rows.
+            let (x, dy) = (gathered(&x.t(), 0..x.ncols()), gathered(&dy.t(), 0..dy.ncols()));
+            self.positions().map(|(i, j)| dy.row(i).dot(&x.row(j))).collect()
+        };
+        vec![values.insert_axis(Axis(0)).insert_axis(Axis(0))]
     }
 }
 
