@@ -24,6 +24,7 @@
 //! - [`projection`]: objectives, budgets, reports; [`Family::project`](projection::Family::project) is the way in.
 //! - [`StructuredMatrix`] is what every structured matrix is, [`Apply`] what every one can do. [`Exec`] holds scratch memory and
 //!   the parallel policy of a caller.
+//! - [`gradient`]: the gradients of the input and of every factor, for training; [`Apply::vjp`] is the way in.
 //! - [`compose`]: sums, products, transposes, permutations, scalings, direct sums of structured matrices.
 //! - [`storage`]: `f64` to `int4`, for every factor of every family.
 //! - [`layers`]: a linear layer. [`models`]: transformers made of them. [`io`]: safetensors files.
@@ -40,6 +41,7 @@ pub mod compose;
 pub mod compression;
 pub mod error;
 pub mod exec;
+pub mod gradient;
 pub mod io;
 #[allow(unsafe_code)]
 pub mod kernels;

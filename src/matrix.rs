@@ -1,15 +1,18 @@
 //! The contract of a structured matrix, and what every structured matrix can do.
 //!
-//! Authors of a structure implement [`StructuredMatrix`] (what it is) and [`Multiply`] (how it multiplies).
+//! Authors of a structure implement [`StructuredMatrix`] (what it is), [`Multiply`] (how it multiplies) and [`Differentiate`] (how it
+//! depends on its factors).
 //! Users call [`Apply`], which every structured matrix has, boxed or not.
 
 use crate::error::{Error, Result};
 use crate::exec::{Exec, Workspace};
+use crate::gradient::{Differentiate, Vjp, factor_gradients};
 use crate::kernels::{Rows, RowsMut};
+use crate::linalg::Threads;
 use crate::parts::Parts;
 use crate::scalar::Scalar;
 use crate::storage::Storage;
-use ndarray::{Array1, Array2, ArrayRef1, ArrayRef2};
+use ndarray::{Array1, Array2, Array3, ArrayRef1, ArrayRef2};
 use std::fmt::Debug;
 
 /// Which product: with `W` or with its transpose.
@@ -74,7 +77,9 @@ pub trait Multiply<T: Scalar> {
 ///
 /// Object-safe and immutable: one instance serves many threads, and `Box<dyn StructuredMatrix>` holds any
 /// structure. Numbers are stored as [`Storage`] says and multiplied as `f32` or `f64`.
-pub trait StructuredMatrix: Multiply<f32> + Multiply<f64> + Debug + Send + Sync + 'static {
+pub trait StructuredMatrix:
+    Multiply<f32> + Multiply<f64> + Differentiate<f32> + Differentiate<f64> + Debug + Send + Sync + 'static
+{
     /// The structure's name in files, in the registry and on command lines, such as `"low_rank"`.
     fn name(&self) -> &'static str;
 
@@ -211,6 +216,82 @@ pub trait Apply: StructuredMatrix {
         Ok(y)
     }
 
+    /// The gradients of a scalar `L` of `Y = X Wᵀ`, from `dY = dL/dY`: of the input and of every number of every factor, in the order of
+    /// [`factor_numbers`](Self::factor_numbers). `x` is `batch x in`, `dy` is `batch x out`, of any strides.
+    ///
+    /// Gradients are with respect to the decoded numbers. For a coarse storage that is the straight-through gradient: of the numbers that
+    /// are rounded, as if rounding changed nothing. Costs about two products beside the transposed one, and allocates.
+    ///
+    /// ```
+    /// use structmat::prelude::*;
+    /// use structmat::ndarray::Array2;
+    /// # fn main() -> structmat::Result<()> {
+    /// let target = Array2::from_shape_fn((6, 4), |(i, j)| (1 + i) as f64 / (2 + j) as f64);     // rank 1
+    /// let x = Array2::from_shape_fn((8, 4), |(b, j)| ((3 * b + 5 * j) % 7) as f64 / 7.0 - 0.4);
+    /// let spec = LowRankSpec { rank: 1, ..Default::default() };
+    /// let mut w = LowRank::random((6, 4), &spec, Storage::F64, 1)?.clone_box();
+    /// let mut exec = Exec::new();
+    /// let first = w.relative_error(&target)?;
+    /// for _ in 0..200 {
+    ///     let dy = w.matmul(&x)? - x.dot(&target.t());       // the gradient of half the squared error
+    ///     let gradients = w.vjp(&x, &dy, &mut exec)?.factors;
+    ///     let mut numbers = w.factor_numbers::<f64>();
+    ///     for (numbers, gradient) in numbers.iter_mut().zip(&gradients) {
+    ///         numbers.scaled_add(-0.05, gradient);
+    ///     }
+    ///     w = w.with_numbers(&numbers, Storage::F64)?;
+    /// }
+    /// assert!(w.relative_error(&target)? < 0.1 * first);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the shapes do not fit.
+    fn vjp<T: Scalar>(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, exec: &mut Exec<T>) -> Result<Vjp<T>> {
+        let factors = self.factor_gradients(x, dy, exec)?;
+        let mut input = Array2::zeros(x.dim());
+        apply(self, Op::Transpose, dy, &mut input, Update::Overwrite, exec)?;
+        Ok(Vjp { input, factors })
+    }
+
+    /// The factors' half of [`vjp`](Self::vjp).
+    ///
+    /// # Errors
+    /// As [`vjp`](Self::vjp).
+    fn factor_gradients<T: Scalar>(
+        &self,
+        x: &ArrayRef2<T>,
+        dy: &ArrayRef2<T>,
+        exec: &mut Exec<T>,
+    ) -> Result<Vec<Array3<T>>> {
+        let ((m, n), batch) = (self.shape(), x.nrows());
+        if x.ncols() != n {
+            return Err(Error::shape("x", &[batch, n], x.shape()));
+        }
+        if dy.dim() != (batch, m) {
+            return Err(Error::shape("dy", &[batch, m], dy.shape()));
+        }
+        Ok(factor_gradients(self, x, dy, Threads(exec.policy().parallelism.tasks())))
+    }
+
+    /// The numbers of all factors, decoded (`blocks x rows x cols` each): a structure's own as its parts name them, then those of its
+    /// sub-matrices.
+    fn factor_numbers<T: Scalar>(&self) -> Vec<Array3<T>> {
+        self.parts().all_factors().iter().map(|factor| factor.numbers()).collect()
+    }
+
+    /// The same matrix with other [`factor_numbers`](Self::factor_numbers), rounded to `storage`.
+    ///
+    /// # Errors
+    /// Those of [`Parts::with_numbers`] and [`registry::load`](crate::registry::load).
+    fn with_numbers<T: Scalar>(
+        &self,
+        numbers: &[Array3<T>],
+        storage: Storage,
+    ) -> Result<Box<dyn StructuredMatrix>> {
+        crate::registry::load(self.parts().with_numbers(numbers, storage)?)
+    }
+
     /// `W` as a dense array.
     fn to_dense<T: Scalar>(&self) -> Array2<T> {
         self.to_dense_f64().mapv(T::narrow)
@@ -262,7 +343,7 @@ fn vector<T: Scalar, M: StructuredMatrix + ?Sized>(w: &M, op: Op, x: &ArrayRef1<
 }
 
 /// Checks shapes, lays strided operands out contiguously in scratch, and multiplies.
-fn apply<T: Scalar, M: StructuredMatrix + ?Sized>(
+pub(crate) fn apply<T: Scalar, M: StructuredMatrix + ?Sized>(
     w: &M,
     op: Op,
     x: &ArrayRef2<T>,

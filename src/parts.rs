@@ -5,8 +5,10 @@
 //! changing storage and files follow from that.
 
 use crate::error::{Error, Result};
-use crate::projection::Family;
+use crate::projection::{Family, check_finite};
+use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
+use ndarray::Array3;
 use serde::{Serialize, de::DeserializeOwned};
 use std::borrow::Cow;
 
@@ -102,6 +104,35 @@ impl<'a> Parts<'a> {
         &self.children
     }
 
+    /// Every factor: a structure's own as it names them, then those of its sub-matrices, depth first. The order of gradients.
+    pub fn all_factors(&self) -> Vec<&Factor> {
+        let own = self.factors.iter().map(|(_, factor)| factor.as_ref());
+        own.chain(self.children.iter().flat_map(Self::all_factors)).collect()
+    }
+
+    /// The same parts with other numbers in [`all_factors`](Self::all_factors), rounded to `storage`.
+    ///
+    /// # Errors
+    /// [`Error::Record`] for another number of factors, [`Error::Shape`] for one of another shape, [`Error::NonFinite`] for NaN or infinities.
+    pub fn with_numbers<T: Scalar>(&self, numbers: &[Array3<T>], storage: Storage) -> Result<Parts<'static>> {
+        let factors = self.all_factors();
+        if factors.len() != numbers.len() {
+            return Err(self.error(format!("numbers for {} of {} factors", numbers.len(), factors.len())));
+        }
+        for (factor, numbers) in factors.iter().zip(numbers) {
+            let (b, r, c) = factor.shape();
+            if numbers.dim() != (b, r, c) {
+                return Err(Error::shape("numbers of a factor", &[b, r, c], numbers.shape()));
+            }
+            numbers.outer_iter().try_for_each(|block| check_finite("numbers of a factor", &block))?;
+        }
+        let mut rest = numbers.iter();
+        Ok(self.map_factors(&mut |factor| match rest.next() {
+            Some(numbers) => Factor::from_fn(storage, factor.shape(), |b, i, j| numbers[[b, i, j]].widen()),
+            None => factor.clone(),
+        }))
+    }
+
     /// Number of stored parameters, sub-matrices included, indices not.
     pub fn n_params(&self) -> usize {
         self.factors.iter().map(|(_, f)| f.len()).sum::<usize>()
@@ -117,15 +148,15 @@ impl<'a> Parts<'a> {
 
     /// The same parts with every factor in another storage.
     pub fn to_storage(&self, storage: Storage) -> Parts<'static> {
-        self.map_factors(&|factor| factor.to_storage(storage))
+        self.map_factors(&mut |factor| factor.to_storage(storage))
     }
 
     /// A copy that borrows nothing.
     pub fn into_owned(self) -> Parts<'static> {
-        self.map_factors(&Factor::clone)
+        self.map_factors(&mut Factor::clone)
     }
 
-    pub(crate) fn map_factors(&self, map: &dyn Fn(&Factor) -> Factor) -> Parts<'static> {
+    pub(crate) fn map_factors(&self, map: &mut dyn FnMut(&Factor) -> Factor) -> Parts<'static> {
         Parts {
             structure: self.structure.clone(),
             shape: self.shape,

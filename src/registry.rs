@@ -156,7 +156,7 @@ mod tests {
                 let g = Array2::from_shape_fn((5, shape.0), |(i, j)| ((5 * i + 3 * j) % 13) as f64 - 6.0);
                 let (y, h) = (x.dot(&dense.t()), g.dot(&dense));
                 for (k, layout) in layouts.iter().enumerate() {
-                    let same = load(matrix.parts().map_factors(layout)).unwrap();
+                    let same = load(matrix.parts().map_factors(&mut |factor| layout(factor))).unwrap();
                     assert_eq!(same.to_dense_f64(), dense, "{} {storage} {k}", entry.name);
                     let close = |a: &Array2<f64>, b: &Array2<f64>| (a - b).iter().all(|e| e.abs() < 1e-9);
                     assert!(close(&same.matmul(&x).unwrap(), &y), "{} {storage} {k}", entry.name);

@@ -4,43 +4,26 @@ use crate::kernels::{
     GridProduct, Kernel, Level, Mix, PanelProduct, RowScaling, SparseProduct, Spectrum, SpectrumCache,
     TransformPass,
 };
+use crate::linalg::{Real, Threads};
 use crate::matrix::{Operands, StructuredMatrix};
 use crate::storage::Factor;
+use ndarray::{Array3, ArrayRef2};
 use rustfft::{Fft, FftDirection, FftPlanner};
-use std::fmt::{Debug, Display};
+use std::fmt::Display;
 use std::sync::{Arc, OnceLock};
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for f32 {}
-    impl Sealed for f64 {}
-}
 
 /// A type in which products are computed: `f32` or `f64`.
 ///
-/// Sealed: the kernels are instantiated for these two types only.
+/// Nothing else can be one, as nothing else is [`Real`]: the kernels are instantiated for these two types only.
 pub trait Scalar:
-    sealed::Sealed
-    + Copy
-    + Debug
+    Real
     + Display
     + Default
-    + PartialOrd
-    + Send
-    + Sync
-    + 'static
     + bytemuck::Pod
-    + ndarray::LinalgScalar
-    + std::ops::AddAssign
-    + std::ops::SubAssign
     + std::ops::MulAssign
     + std::ops::Neg<Output = Self>
     + rustfft::FftNum
 {
-    /// Rounds an `f64` to this type.
-    fn narrow(value: f64) -> Self;
-    /// Widens to `f64`, exactly.
-    fn widen(self) -> f64;
     /// Runs a kernel compiled for one instruction set level.
     #[doc(hidden)]
     fn dispatch<K: Kernel<Self>>(level: Level, kernel: K) -> K::Output;
@@ -69,6 +52,14 @@ pub trait Scalar:
     /// Calls the product of this compute type; the bridge from a generic caller to the trait object.
     #[doc(hidden)]
     fn multiply<M: StructuredMatrix + ?Sized>(matrix: &M, operands: Operands<'_, Self>);
+    /// Likewise for gradients.
+    #[doc(hidden)]
+    fn differentiate<M: StructuredMatrix + ?Sized>(
+        matrix: &M,
+        x: &ArrayRef2<Self>,
+        dy: &ArrayRef2<Self>,
+        threads: Threads,
+    ) -> Vec<Array3<Self>>;
     /// This type's half of a cache of spectra.
     #[doc(hidden)]
     fn spectrum(cache: &SpectrumCache) -> &OnceLock<Spectrum<Self>>;
@@ -77,14 +68,6 @@ pub trait Scalar:
 macro_rules! scalar {
     ($t:ident) => {
         impl Scalar for $t {
-            #[inline(always)]
-            fn narrow(value: f64) -> Self {
-                value as $t
-            }
-            #[inline(always)]
-            fn widen(self) -> f64 {
-                self as f64
-            }
             #[inline(always)]
             fn dispatch<K: Kernel<Self>>(level: Level, kernel: K) -> K::Output {
                 crate::kernels::run(level, kernel)
@@ -113,6 +96,14 @@ macro_rules! scalar {
             #[inline]
             fn multiply<M: StructuredMatrix + ?Sized>(matrix: &M, operands: Operands<'_, Self>) {
                 crate::matrix::Multiply::<$t>::multiply(matrix, operands)
+            }
+            fn differentiate<M: StructuredMatrix + ?Sized>(
+                matrix: &M,
+                x: &ArrayRef2<Self>,
+                dy: &ArrayRef2<Self>,
+                threads: Threads,
+            ) -> Vec<Array3<Self>> {
+                crate::gradient::Differentiate::<$t>::differentiate(matrix, x, dy, threads)
             }
             #[inline]
             fn spectrum(cache: &SpectrumCache) -> &OnceLock<Spectrum<Self>> {

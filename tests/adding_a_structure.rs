@@ -3,8 +3,10 @@
 mod common;
 
 use common::{difference, gaussian};
+use structmat::gradient::Differentiate;
+use structmat::linalg::Threads;
 use structmat::matrix::{Multiply, Operands};
-use structmat::ndarray::Array2;
+use structmat::ndarray::{Array2, Array3, ArrayRef2};
 use structmat::parts::Parts;
 use structmat::prelude::*;
 use structmat::projection::{Fit, Run};
@@ -28,6 +30,12 @@ impl<T: Scalar> Multiply<T> for Diagonal {
                 y[len..].fill(T::default());
             }
         }
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for Diagonal {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, _: Threads) -> Vec<Array3<T>> {
+        vec![Array3::from_shape_fn(self.d.shape(), |(_, _, i)| dy.column(i).dot(&x.column(i)))]
     }
 }
 
@@ -104,6 +112,11 @@ fn a_structure_is_one_file_and_one_line() {
     let x = gaussian(3, 7, 3);
     assert!(difference(&plain.matrix.matmul(&x).unwrap(), &x.dot(&plain.matrix.to_dense_f64().t())) < 1e-12);
     assert!(plain.matrix.dot_test::<f64>(1).unwrap() < 1e-12);
+    let dy = gaussian(3, 5, 4);
+    let vjp = plain.matrix.vjp(&x, &dy, &mut Exec::new()).unwrap();
+    assert!(difference(&vjp.input, &dy.dot(&plain.matrix.to_dense_f64())) < 1e-12);
+    let all = dy.t().dot(&x);
+    assert!(vjp.factors[0].iter().zip(all.diag()).all(|(d, g)| (d - g).abs() < 1e-12));
     let again = Diagonal::from_parts(plain.matrix.parts().into_owned()).unwrap();
     assert_eq!(again.to_dense_f64(), plain.matrix.to_dense_f64());
     let tiny = Request::new().budget(Budget::Params(4));

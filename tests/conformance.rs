@@ -2,8 +2,7 @@
 
 mod common;
 
-use common::{Boxed, difference, gaussian, gaussian_of, member, norm};
-use structmat::compose::{DirectSum, Permuted, Product, Scaled, Sum, Transposed};
+use common::{Boxed, combinators, difference, gaussian, gaussian_of, member, norm};
 use structmat::kernels::Level;
 use structmat::matrix::Op;
 use structmat::ndarray::{Array1, Array2, ArrayRef2, Axis, s};
@@ -18,34 +17,6 @@ const BATCHES: [usize; 5] = [0, 1, 2, 7, 64];
 
 fn dense_f64() -> Boxed {
     Box::new(Dense::new(&gaussian(9, 14, 5)).unwrap())
-}
-
-/// One of each combinator, over families with and without scratch.
-fn combinators(storage: Storage) -> Vec<Boxed> {
-    let low_rank = |m, n, seed| member(registry::family("low_rank").unwrap(), (m, n), storage, seed);
-    let dense = |m, n, seed| member(registry::family("dense").unwrap(), (m, n), storage, seed);
-    let diagonal = |len, seed| Factor::from_matrix(storage, &gaussian(1, len, seed));
-    let rotate = |len: u32| (0..len).map(|i| (i + 3) % len).collect::<Vec<_>>();
-    let sum = Sum::new(vec![low_rank(20, 33, 1), dense(20, 33, 2), low_rank(20, 33, 3)]).unwrap();
-    let product = Product::new(vec![dense(20, 11, 4), low_rank(11, 40, 5), dense(40, 33, 6)]).unwrap();
-    let scaled = Scaled::new(Some(diagonal(20, 7)), low_rank(20, 33, 8), Some(diagonal(33, 9))).unwrap();
-    let left = Scaled::new(Some(diagonal(20, 7)), low_rank(20, 33, 8), None).unwrap();
-    let permuted = Permuted::new(Some(rotate(20)), low_rank(20, 33, 10), Some(rotate(33))).unwrap();
-    let direct = DirectSum::new(vec![low_rank(9, 13, 11), dense(5, 20, 12), low_rank(6, 1, 13)]).unwrap();
-    let nested = Transposed::new(Box::new(
-        Sum::new(vec![Box::new(product.clone()), Box::new(permuted.clone())]).unwrap(),
-    ));
-    let single = Product::new(vec![dense(3, 4, 14)]).unwrap();
-    vec![
-        Box::new(sum),
-        Box::new(product),
-        Box::new(scaled),
-        Box::new(left),
-        Box::new(permuted),
-        Box::new(direct),
-        Box::new(nested),
-        Box::new(single),
-    ]
 }
 
 /// Runs a check on every family at every shape, and on every combinator.

@@ -1,9 +1,11 @@
 use super::{Boxed, check_shape, with_children};
 use crate::error::{Error, Result};
+use crate::gradient::{Differentiate, factor_gradients};
+use crate::linalg::Threads;
 use crate::matrix::{Multiply, Operands, StructuredMatrix};
 use crate::parts::Parts;
 use crate::scalar::Scalar;
-use ndarray::{Array2, s};
+use ndarray::{Array2, Array3, ArrayRef2, s};
 
 /// $W = A_1 \oplus A_2 \oplus \dots$: block-diagonal, with any structured matrices of any shapes as blocks.
 ///
@@ -59,6 +61,20 @@ impl<T: Scalar> Multiply<T> for DirectSum {
             T::multiply(block.as_ref(), Operands { op, x, y, update, work: work.reborrow() });
             (at, rest) = (at + inputs, right);
         }
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for DirectSum {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let (mut i, mut j) = (0, 0);
+        let mut gradients = Vec::new();
+        for block in &self.blocks {
+            let (m, n) = block.shape();
+            let (dy, x) = (dy.slice(s![.., i..i + m]), x.slice(s![.., j..j + n]));
+            gradients.extend(factor_gradients(block.as_ref(), &x, &dy, threads));
+            (i, j) = (i + m, j + n);
+        }
+        gradients
     }
 }
 

@@ -1,11 +1,13 @@
 use super::{Boxed, check_shape, only_child, with_children};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
+use crate::gradient::{Differentiate, factor_gradients};
 use crate::kernels::{Rows, RowsMut};
+use crate::linalg::Threads;
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::scalar::Scalar;
-use ndarray::Array2;
+use ndarray::{Array2, Array3, ArrayRef2};
 
 /// $W_{ij} = A_{\rho(i)\,\gamma(j)}$: row `i` of `W` is row `rows[i]` of `A`, column `j` is column `cols[j]`. Either permutation
 /// may be absent.
@@ -117,6 +119,25 @@ impl<T: Scalar> Multiply<T> for Permuted {
             Operands { op, x, y: plain.reborrow(), update: Update::Overwrite, work },
         );
         gather(list, plain.as_rows(), y, update);
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for Permuted {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        // Feature i of W is feature list[i] of A.
+        let inner = |x: &ArrayRef2<T>, list: &Option<Vec<u32>>| match list {
+            Some(list) => {
+                let mut inner = Array2::zeros((x.ncols(), x.nrows()));
+                x.columns()
+                    .into_iter()
+                    .zip(list)
+                    .for_each(|(from, &k)| inner.row_mut(k as usize).assign(&from));
+                inner.reversed_axes()
+            }
+            None => x.to_owned(),
+        };
+        let (x, dy) = (inner(x, &self.cols), inner(dy, &self.rows));
+        factor_gradients(self.inner.as_ref(), &x, &dy, threads)
     }
 }
 

@@ -1,10 +1,12 @@
 use super::{Boxed, check_shape, with_children};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
+use crate::gradient::{Differentiate, factor_gradients, product};
+use crate::linalg::Threads;
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::scalar::Scalar;
-use ndarray::Array2;
+use ndarray::{Array2, Array3, ArrayRef2};
 
 /// $W = A_1 A_2 \cdots A_k$; a product with `x` applies $A_k$ first.
 ///
@@ -84,6 +86,25 @@ impl<T: Scalar> Multiply<T> for Product {
             );
             std::mem::swap(&mut from, &mut to);
         }
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for Product {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        // What goes into each factor, the last one first.
+        let mut inputs = vec![x.to_owned()];
+        for factor in self.factors[1..].iter().rev() {
+            inputs.push(product(factor.as_ref(), Op::Forward, &inputs[inputs.len() - 1], threads));
+        }
+        let mut gradients = Vec::new();
+        let mut dy = dy.to_owned();
+        for (k, (factor, x)) in self.factors.iter().zip(inputs.iter().rev()).enumerate() {
+            gradients.extend(factor_gradients(factor.as_ref(), x, &dy, threads));
+            if k + 1 < self.factors.len() {
+                dy = product(factor.as_ref(), Op::Transpose, &dy, threads);
+            }
+        }
+        gradients
     }
 }
 

@@ -1,11 +1,13 @@
 use super::{Boxed, check_shape, only_child, with_children};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
-use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
+use crate::gradient::{Differentiate, factor_gradients, product};
+use crate::linalg::Threads;
+use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::scalar::Scalar;
 use crate::storage::Factor;
-use ndarray::Array2;
+use ndarray::{Array2, Array3, ArrayRef2, Axis, s};
 
 /// $W = \mathrm{diag}(l)\, A\, \mathrm{diag}(r)$; either diagonal may be absent.
 ///
@@ -80,6 +82,23 @@ impl<T: Scalar> Multiply<T> for Scaled {
         for b in 0..batch {
             diagonal.scale_row(0, 0, 0, plain.row(b), y.row(b), update, policy);
         }
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for Scaled {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let scaled = |x: &ArrayRef2<T>, diagonal: &Option<Factor>| match diagonal {
+            Some(diagonal) => &x.view() * &diagonal.numbers::<T>().slice(s![0, 0, ..]),
+            None => x.to_owned(),
+        };
+        let (inner, inner_x, inner_dy) =
+            (self.inner.as_ref(), scaled(x, &self.right), scaled(dy, &self.left));
+        let diagonal = |a: &ArrayRef2<T>, b: Array2<T>| {
+            (&a.view() * &b).sum_axis(Axis(0)).insert_axis(Axis(0)).insert_axis(Axis(0))
+        };
+        let left = self.left.iter().map(|_| diagonal(dy, product(inner, Op::Forward, &inner_x, threads)));
+        let right = self.right.iter().map(|_| diagonal(x, product(inner, Op::Transpose, &inner_dy, threads)));
+        left.chain(right).chain(factor_gradients(inner, &inner_x, &inner_dy, threads)).collect()
     }
 }
 

@@ -1,9 +1,11 @@
 use super::{Boxed, check_shape, with_children};
 use crate::error::{Error, Result};
+use crate::gradient::{Differentiate, factor_gradients};
+use crate::linalg::Threads;
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::scalar::Scalar;
-use ndarray::Array2;
+use ndarray::{Array2, Array3, ArrayRef2};
 
 /// $W = A_1 + A_2 + \dots$, all of one shape.
 ///
@@ -59,6 +61,12 @@ impl<T: Scalar> Multiply<T> for Sum {
             T::multiply(term.as_ref(), Operands { op, x, y: y.reborrow(), update, work: work.reborrow() });
             update = Update::Accumulate;
         }
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for Sum {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        self.terms.iter().flat_map(|term| factor_gradients(term.as_ref(), x, dy, threads)).collect()
     }
 }
 

@@ -1,9 +1,11 @@
 use super::{Boxed, check_shape, only_child, with_children};
 use crate::error::Result;
+use crate::gradient::{Differentiate, factor_gradients};
+use crate::linalg::Threads;
 use crate::matrix::{Multiply, Operands, StructuredMatrix};
 use crate::parts::Parts;
 use crate::scalar::Scalar;
-use ndarray::Array2;
+use ndarray::{Array2, Array3, ArrayRef2};
 
 /// $W = A^T$.
 ///
@@ -43,6 +45,12 @@ impl Transposed {
 impl<T: Scalar> Multiply<T> for Transposed {
     fn multiply(&self, operands: Operands<'_, T>) {
         T::multiply(self.inner.as_ref(), Operands { op: operands.op.flip(), ..operands });
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for Transposed {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        factor_gradients(self.inner.as_ref(), dy, x, threads)
     }
 }
 

@@ -59,6 +59,11 @@ impl PanelMap {
         }
     }
 
+    /// The features of all rows, block by block.
+    pub(crate) fn row_features(self) -> impl Iterator<Item = usize> {
+        (0..self.blocks).flat_map(move |b| (0..self.rows).map(move |i| self.row_feature(b, i)))
+    }
+
     /// Whether rows `i .. i + len` of a block are consecutive features.
     #[inline(always)]
     pub(super) fn consecutive(&self, i: usize, len: usize) -> bool {

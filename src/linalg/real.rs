@@ -1,4 +1,4 @@
-//! The two precisions of products.
+//! The two precisions of dense linear algebra.
 
 use ndarray::LinalgScalar;
 use std::ops::{AddAssign, SubAssign};
@@ -7,9 +7,9 @@ use std::ops::{AddAssign, SubAssign};
 pub trait Real: LinalgScalar + AddAssign + SubAssign + faer::traits::RealField + sealed::Sealed {
     /// A unit vector of which a projection leaves less than this has lost its direction to rounding.
     const LOST: f64;
-    /// Rounded from `f64`.
+    /// Rounds an `f64` to this type.
     fn narrow(value: f64) -> Self;
-    /// The same number in `f64`.
+    /// Widens to `f64`, exactly.
     fn widen(self) -> f64;
 }
 
@@ -21,9 +21,11 @@ mod sealed {
 
 impl Real for f32 {
     const LOST: f64 = 1e-3;
+    #[inline(always)]
     fn narrow(value: f64) -> Self {
         value as f32
     }
+    #[inline(always)]
     fn widen(self) -> f64 {
         f64::from(self)
     }
@@ -31,9 +33,11 @@ impl Real for f32 {
 
 impl Real for f64 {
     const LOST: f64 = 1e-6;
+    #[inline(always)]
     fn narrow(value: f64) -> Self {
         value
     }
+    #[inline(always)]
     fn widen(self) -> f64 {
         self
     }

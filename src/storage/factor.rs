@@ -10,7 +10,7 @@ use crate::kernels::{
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
 use half::{bf16, f16};
-use ndarray::{Array2, Array3, ArrayRef2, Axis};
+use ndarray::{Array2, Array3, ArrayRef2};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -367,11 +367,12 @@ impl Factor {
 
     /// All matrices, decoded: `blocks x rows x cols`.
     pub fn to_array(&self) -> Array3<f64> {
-        let mut all = Array3::zeros(self.shape());
-        for (b, mut block) in all.axis_iter_mut(Axis(0)).enumerate() {
-            block.assign(&self.matrix(b));
-        }
-        all
+        self.numbers()
+    }
+
+    /// The same in either compute type.
+    pub fn numbers<T: Scalar>(&self) -> Array3<T> {
+        Array3::from_shape_fn(self.shape(), |(b, i, j)| T::narrow(self.value(b * self.rows + i, j)))
     }
 
     /// Decodes row `row` of block `block`, starting at column `from`, into `out`.

@@ -1,19 +1,22 @@
 //! Block-circulant matrices.
 
-use super::spectral::{convolve, convolve_scratch_len, for_rows, scratch_len, transform_flops};
+use super::spectral::{
+    convolve, convolve_scratch_len, correlate, for_rows, scratch_len, spectra, transform_flops,
+};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
+use crate::gradient::Differentiate;
 use crate::kernels::{
     BlockTransform, Convolution, Layout, PanelMap, RealFft, Rows, RowsMut, Spectrum, SpectrumCache,
 };
-use crate::linalg::SpdSolver;
+use crate::linalg::{SpdSolver, Threads, matmul_tn};
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run, Weighted};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
-use ndarray::{Array2, Array3, ArrayRef2, s};
+use ndarray::{Array2, Array3, ArrayRef2, Axis, s};
 use num_complex::Complex;
 
 /// Blocks up to this size are expanded to a dense matrix on first use: transforms would save less than they cost.
@@ -197,6 +200,29 @@ impl<T: Scalar> Multiply<T> for BlockCirculant {
     }
 }
 
+impl<T: Scalar> Differentiate<T> for BlockCirculant {
+    /// Wide blocks by correlations; others, of which there are many, from the dense gradient: `batch * out * in` multiply-adds.
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let (a, b, p) = self.c.shape();
+        if !self.is_wide() {
+            let sums = diagonal_sums(&matmul_tn(x, dy, threads), p);
+            return vec![Array3::from_shape_fn((a, b, p), |(i, j, k)| sums[(i * b + j) * p + k])];
+        }
+        let fft = RealFft::new(p);
+        let blocks = |x: &ArrayRef2<T>| -> Vec<_> {
+            x.axis_chunks_iter(Axis(1), p).map(|block| spectra(&fft, &block)).collect()
+        };
+        let (x, dy) = (blocks(x), blocks(dy));
+        let mut dc = Array3::zeros((a, b, p));
+        for (i, dy) in dy.iter().enumerate() {
+            for (j, x) in x.iter().enumerate() {
+                dc.slice_mut(s![i, j, ..]).assign(&correlate(&fft, dy, x));
+            }
+        }
+        vec![dc]
+    }
+}
+
 impl StructuredMatrix for BlockCirculant {
     fn name(&self) -> &'static str {
         Self::NAME
@@ -310,7 +336,7 @@ pub(super) fn fit_blocks(
     run: &Run<'_>,
 ) -> Result<Fit<Vec<f64>>> {
     let shape = w.dim();
-    let counts = diagonal_sums(&Array2::ones((shape.1, shape.0)), p);
+    let counts = diagonal_sums(&Array2::<f64>::ones((shape.1, shape.0)), p);
     let plain: Vec<f64> = diagonal_sums(&w.t(), p).iter().zip(&counts).map(|(h, n)| h / n.max(1.0)).collect();
     let Some(c) = objective.second_moment() else { return Ok(Fit::optimal(plain)) };
     let weighted = Weighted::new(w, c, run);
@@ -326,12 +352,12 @@ pub(super) fn fit_blocks(
 }
 
 /// `h[I, J, k] = sum of E[I p + i, J p + j]` over `(i - j) mod p = k`, of `Eᵀ` (in x out).
-fn diagonal_sums(e: &ArrayRef2<f64>, p: usize) -> Vec<f64> {
+fn diagonal_sums<T: Scalar>(e: &ArrayRef2<T>, p: usize) -> Vec<T> {
     let (a, b) = grid((e.ncols(), e.nrows()), p);
-    let mut sums = vec![0.0; a * b * p];
+    let mut sums = vec![T::zero(); a * b * p];
     for (j, column) in e.outer_iter().enumerate() {
         for (i, value) in column.iter().enumerate() {
-            sums[((i / p) * b + j / p) * p + (i % p + p - j % p) % p] += value;
+            sums[((i / p) * b + j / p) * p + (i % p + p - j % p) % p] += *value;
         }
     }
     sums

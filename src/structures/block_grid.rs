@@ -7,7 +7,9 @@ pub use complex::ComplexMonarch;
 
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
+use crate::gradient::{Differentiate, Stage, stage_gradients};
 use crate::kernels::PanelMap;
+use crate::linalg::Threads;
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run};
@@ -15,7 +17,7 @@ use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
 use crate::structures::stack::{multiply_padded, padded_scratch_len};
-use ndarray::{Array2, ArrayRef3};
+use ndarray::{Array2, Array3, ArrayRef2, ArrayRef3};
 use serde::{Deserialize, Serialize};
 use std::marker::PhantomData;
 
@@ -242,6 +244,13 @@ impl<T: Scalar, R: RowOrder> Multiply<T> for BlockGrid<R> {
         };
         multiply_padded(first, first_map, op, x, inner.reborrow(), Update::Overwrite, work.reborrow());
         multiply_padded(second, second_map, op, inner.as_rows(), y, update, work);
+    }
+}
+
+impl<T: Scalar, R: RowOrder> Differentiate<T> for BlockGrid<R> {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let stages = [Stage::new(&self.u, self.second()), Stage::new(&self.v, self.first())];
+        stage_gradients(&stages, x, dy, threads)
     }
 }
 

@@ -1,16 +1,18 @@
 //! Circulant matrices.
 
 use super::block_circulant::fit_blocks;
-use super::spectral::{convolve, convolve_flops, convolve_scratch_len};
+use super::spectral::{convolve, convolve_flops, convolve_scratch_len, correlate, spectra};
 use crate::error::Result;
-use crate::kernels::{Convolution, Spectrum, SpectrumCache};
+use crate::gradient::Differentiate;
+use crate::kernels::{Convolution, RealFft, Spectrum, SpectrumCache};
+use crate::linalg::Threads;
 use crate::matrix::{Multiply, Operands, StructuredMatrix};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
-use ndarray::Array2;
+use ndarray::{Array2, Array3, ArrayRef2, Axis};
 
 /// `W[i, j] = c[(i - j) mod N]` with `N = max(out, in)`: circulant, and for other than square shapes the leading rows and
 /// columns of a circulant matrix.
@@ -77,6 +79,14 @@ impl<T: Scalar> Multiply<T> for Circulant {
         convolve(convolution, &self.cache, self.flops(1), operands, &|_, x, _| x, &|_, y, _, inverse| {
             inverse(y, update)
         });
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for Circulant {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, _: Threads) -> Vec<Array3<T>> {
+        let fft = RealFft::new(self.len());
+        let dc = correlate(&fft, &spectra(&fft, dy), &spectra(&fft, x));
+        vec![dc.insert_axis(Axis(0)).insert_axis(Axis(0))]
     }
 }
 

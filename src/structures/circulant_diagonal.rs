@@ -3,8 +3,9 @@
 use super::expanded::Expanded;
 use super::spectral::{convolve, convolve_flops, convolve_scratch_len, transform_flops};
 use crate::error::{Error, Result};
+use crate::gradient::Differentiate;
 use crate::kernels::{Convolution, Spectrum, SpectrumCache};
-use crate::linalg::{self, SvdOptions};
+use crate::linalg::{self, SvdOptions, Threads, matmul, matmul_nt, matmul_tn};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Descent, Family, Fit, Guarantee, Objective, Request, Run, Stop, Weighted, descend};
@@ -12,7 +13,7 @@ use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
 use crate::structures::Dense;
-use ndarray::{Array2, ArrayRef2};
+use ndarray::{Array2, Array3, ArrayRef2, Axis};
 
 /// $W = \sum_{k=1}^K \mathrm{diag}(d_k)\, \mathrm{circ}(c_k)$: `W[i, j] = sum_k d_k[i] c_k[(i - j) mod in]`, with rows beyond `in` going
 /// round again.
@@ -141,6 +142,17 @@ impl<T: Scalar> Multiply<T> for CirculantDiagonal {
     }
 }
 
+impl<T: Scalar> Differentiate<T> for CirculantDiagonal {
+    /// From the dense gradient, sheared as for the projection: `batch * out * in` multiply-adds, and `2 K out * in`.
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let gradient = sheared(&matmul_tn(x, dy, threads));
+        let (d, c) = (self.d.numbers(), self.c.numbers());
+        let dd = matmul_nt(&c.index_axis(Axis(0), 0), &gradient, threads);
+        let dc = matmul(&d.index_axis(Axis(0), 0), &gradient, threads);
+        vec![dd.insert_axis(Axis(0)), dc.insert_axis(Axis(0))]
+    }
+}
+
 impl StructuredMatrix for CirculantDiagonal {
     fn name(&self) -> &'static str {
         Self::NAME
@@ -171,7 +183,7 @@ impl StructuredMatrix for CirculantDiagonal {
 }
 
 /// `M[i, s] = W[i, (i - s) mod in]`, of `Wᵀ` (in x out).
-fn sheared(wt: &ArrayRef2<f64>) -> Array2<f64> {
+fn sheared<T: Scalar>(wt: &ArrayRef2<T>) -> Array2<T> {
     let (n, m) = wt.dim();
     Array2::from_shape_fn((m, n), |(i, s)| wt[[(i + n - s % n) % n, i]])
 }

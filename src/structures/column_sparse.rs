@@ -3,14 +3,15 @@
 use crate::compose::{gather, scatter};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
-use crate::linalg::{SpdSolver, matmul};
+use crate::gradient::{Differentiate, gathered, stack_gradient};
+use crate::linalg::{SpdSolver, Threads, matmul};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run, largest, select};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
-use ndarray::{Array2, Axis};
+use ndarray::{Array2, Array3, ArrayRef2, Axis};
 
 /// $W = A\, E_J^T$: columns `A` (out x kept) for the inputs $J$, zero for all others; $W x = A\, x_J$.
 ///
@@ -117,6 +118,13 @@ impl<T: Scalar> Multiply<T> for ColumnSparse {
                 scatter(&self.kept, picked.as_rows(), y, update);
             }
         }
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for ColumnSparse {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let kept = gathered(&x.t(), self.kept.iter().map(|&j| j as usize));
+        vec![stack_gradient(1, &dy.t(), &kept, threads)]
     }
 }
 

@@ -2,13 +2,15 @@
 
 use crate::error::Result;
 use crate::exec::Workspace;
+use crate::gradient::{Differentiate, stack_gradient};
+use crate::linalg::Threads;
 use crate::matrix::{Multiply, Operands, StructuredMatrix};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
-use ndarray::{Array2, ArrayRef2};
+use ndarray::{Array2, Array3, ArrayRef2};
 
 /// A dense `out x in` matrix in any storage.
 ///
@@ -54,6 +56,12 @@ impl Dense {
 impl<T: Scalar> Multiply<T> for Dense {
     fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
         self.weight.multiply(op, x, y, update, work.policy);
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for Dense {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        vec![stack_gradient(1, &dy.t(), &x.t(), threads)]
     }
 }
 

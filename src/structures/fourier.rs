@@ -1,13 +1,15 @@
 //! Matrices of few spectral coefficients.
 
 use super::expanded::{Expanded, GATHERED};
-use super::spectral::{for_rows, scratch_len, transform_flops};
+use super::spectral::{for_rows, scratch_len, spectra, transform_flops};
 use crate::error::{Error, Result};
 use crate::exec::{SCRATCH_ALIGN, Workspace};
+use crate::gradient::Differentiate;
 use crate::kernels::{
-    Cosine, Pattern, SparseProduct, SparseSpectrum, Spectrum, SpectrumCache, Transform, fft2, plane,
+    Cosine, Pattern, RealFft, SparseProduct, SparseSpectrum, Spectrum, SpectrumCache, Transform, fft2, plane,
     sparse_scratch_len,
 };
+use crate::linalg::Threads;
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run, Weighted, largest};
@@ -15,7 +17,7 @@ use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
 use crate::structures::Dense;
-use ndarray::{Array2, ArrayRef2, Axis};
+use ndarray::{Array2, Array3, ArrayRef2, Axis};
 use num_complex::Complex;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -346,6 +348,19 @@ impl<T: Scalar> Multiply<T> for Fourier {
     }
 }
 
+impl<T: Scalar> Differentiate<T> for Fourier {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, _: Threads) -> Vec<Array3<T>> {
+        let (x, dy) = (coefficients(self.transform, x), coefficients(self.transform, dy));
+        let at = |index: usize| {
+            let (dy, x) = (dy.row(index / self.shape.1), x.row(index % self.shape.1));
+            dy.iter().zip(x).map(|(dy, x)| dy * x).sum::<Complex<T>>()
+        };
+        let values = gather(self.transform, self.shape, &self.indices, at);
+        let (_, parts, _) = self.values.shape();
+        vec![Array3::from_shape_fn(self.values.shape(), |(_, part, k)| values[parts * k + part])]
+    }
+}
+
 impl StructuredMatrix for Fourier {
     fn name(&self) -> &'static str {
         Self::NAME
@@ -461,20 +476,49 @@ fn support(transform: FourierTransform, score: &Array2<f64>, count: usize) -> Ve
     largest(&scores, count).into_iter().map(|k| candidates[k] as u32).collect()
 }
 
-/// `<E, B_k>` of each stored number, for the error `E` of spectrum `z`.
-fn gather(transform: FourierTransform, z: &Array2<Complex<f64>>, indices: &[u32]) -> Vec<f64> {
-    let shape = z.dim();
-    let at = |index: u32| z[[index as usize / shape.1, index as usize % shape.1]];
+/// `<E, B_k>` of each stored number, for the error `E` whose spectrum is `at(a * in + b)`.
+fn gather<T: Scalar>(
+    transform: FourierTransform,
+    shape: (usize, usize),
+    indices: &[u32],
+    at: impl Fn(usize) -> Complex<T>,
+) -> Vec<T> {
+    let indices = indices.iter().map(|&index| index as usize);
     match transform {
-        FourierTransform::Dct => indices.iter().map(|&index| at(index).re).collect(),
+        FourierTransform::Dct => indices.map(|index| at(index).re).collect(),
         FourierTransform::Dft => indices
-            .iter()
-            .flat_map(|&index| {
-                let own = mirror(index as usize, shape) == index as usize;
-                if own { [at(index).re, 0.0] } else { [2.0 * at(index).re, 2.0 * at(index).im] }
+            .flat_map(|index| {
+                let z = at(index);
+                if mirror(index, shape) == index { [z.re, T::zero()] } else { [z.re + z.re, z.im + z.im] }
             })
             .collect(),
     }
+}
+
+/// The orthonormal transforms of the rows of `x`, coefficients x batch.
+fn coefficients<T: Scalar>(transform: FourierTransform, x: &ArrayRef2<T>) -> Array2<Complex<T>> {
+    let len = x.ncols();
+    let mut all = Array2::zeros((len, x.nrows()));
+    match transform {
+        FourierTransform::Dft => {
+            let scale = T::narrow((len as f64).powf(-0.5));
+            for (bins, mut to) in spectra(&RealFft::new(len), x).outer_iter().zip(all.columns_mut()) {
+                for (k, to) in to.iter_mut().enumerate() {
+                    *to = if 2 * k <= len { bins[k] * scale } else { bins[len - k].conj() * scale };
+                }
+            }
+        }
+        FourierTransform::Dct => {
+            let plan = Cosine::new(len);
+            let mut out = vec![T::zero(); len];
+            let mut scratch = vec![Complex::default(); plan.scratch_len()];
+            for (row, to) in x.outer_iter().zip(all.columns_mut()) {
+                plan.forward(&row.to_vec(), &mut out, &mut scratch);
+                to.into_iter().zip(&out).for_each(|(to, from)| *to = Complex::from(*from));
+            }
+        }
+    }
+    all
 }
 
 impl Family for Fourier {
@@ -551,7 +595,10 @@ impl Family for Fourier {
                 values_at(&indices),
                 Some(run.max_iterations(STEPS)),
                 |values| Dense::new(&synthesise(shape, transform, &indices, values)),
-                |e| gather(transform, &analyse(transform, &e.t()), &indices),
+                |e| {
+                    let z = analyse(transform, &e.t());
+                    gather(transform, shape, &indices, |index| z[[index / shape.1, index % shape.1]])
+                },
                 |r| r.iter().map(|r| r / mean).collect(),
             )?;
             if best.as_ref().is_none_or(|(energy, _)| solution.energy < *energy) {

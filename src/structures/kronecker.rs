@@ -1,18 +1,22 @@
 //! Sums of Kronecker products.
 
 use super::expanded::Expanded;
-use super::tensor_train::{Modes, SVD_SLACK, Train, balanced, load, plain_sweeps, store, transpose_each};
+use super::tensor_train::{
+    Modes, SVD_SLACK, Train, balanced, load, plain_sweeps, store, transpose_each, turned,
+};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
+use crate::gradient::{Differentiate, padded};
 use crate::kernels::{Rows, RowsMut};
 use crate::linalg;
+use crate::linalg::{Threads, matmul, matmul_into, matmul_nt};
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::{MAX_FEATURES, Parts};
 use crate::projection::{Family, Fit, Guarantee, Objective, Request, Run};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
-use ndarray::Array2;
+use ndarray::{Array2, Array3, ArrayRef2, Axis};
 
 /// $W = \sum_{k=1}^K A_k \otimes B_k$, with $A_k$ of $m_1 \times n_1$ and $B_k$ of $m_2 \times n_2$.
 ///
@@ -184,6 +188,24 @@ impl<T: Scalar> Multiply<T> for Kronecker {
             sum
         };
         store(&result[..batch * o1 * o2], o1 * o2, y, update);
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for Kronecker {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let (a, b) = (self.a.numbers::<T>(), self.b.numbers::<T>());
+        let ((_, m1, n1), (_, m2, n2)) = (a.dim(), b.dim());
+        let (mut da, mut db) = (Array3::zeros(a.dim()), Array3::zeros(b.dim()));
+        // Per row of the batch Y = A X Bᵀ with X of n1 x n2: dA = dY (X Bᵀ)ᵀ and dB = (Aᵀ dY)ᵀ X.
+        let x = turned(&padded(x, n1 * n2), 1, n1 * n2, n2);
+        let dy = turned(&padded(dy, m1 * m2), m1, m2, m1);
+        for k in 0..self.terms() {
+            let right = turned(&matmul_nt(&x, &b.index_axis(Axis(0), k), threads), n1, m2, n1);
+            matmul_into(&dy.t(), &right, &mut da.index_axis_mut(Axis(0), k), false, threads);
+            let left = turned(&matmul(&dy, &a.index_axis(Axis(0), k), threads), m2, n1, m2);
+            matmul_into(&left.t(), &x, &mut db.index_axis_mut(Axis(0), k), false, threads);
+        }
+        vec![da, db]
     }
 }
 

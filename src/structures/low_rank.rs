@@ -2,14 +2,15 @@
 
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
-use crate::linalg::{self, SvdMethod, SvdOptions};
+use crate::gradient::{Differentiate, Stage, stage_gradients};
+use crate::linalg::{self, SvdMethod, SvdOptions, Threads};
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Guarantee, Objective, Request, Run};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
-use ndarray::{Array2, Axis};
+use ndarray::{Array2, Array3, ArrayRef2, Axis};
 
 /// `W = U V` or `W = U diag(s) V`, with `U` of `out x rank` and `V` of `rank x in`.
 ///
@@ -117,6 +118,22 @@ impl<T: Scalar> Multiply<T> for LowRank {
             s.scale_row(0, 0, 0, t.row(b), scaled.row(b), Update::Overwrite, policy);
         }
         second.multiply(op, scaled.as_rows(), y, update, policy);
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for LowRank {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let (u, v) = (self.u.numbers::<T>(), Stage::contiguous(self.v.numbers()));
+        let Some(s) = &self.s else {
+            return stage_gradients(&[Stage::contiguous(u), v], x, dy, threads);
+        };
+        // That of U diag(s) gives those of both.
+        let s = s.numbers::<T>();
+        let mut gradients = stage_gradients(&[Stage::contiguous(&u * &s), v], x, dy, threads);
+        let ds = (&gradients[0] * &u).sum_axis(Axis(1)).insert_axis(Axis(1));
+        gradients[0] *= &s;
+        gradients.push(ds);
+        gradients
     }
 }
 

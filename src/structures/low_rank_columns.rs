@@ -3,13 +3,14 @@
 use super::column_sparse::{column_energies, regress, spread};
 use super::{ColumnSparse, ColumnSparseSpec, LowRank, LowRankSpec};
 use crate::error::{Error, Result};
-use crate::linalg::{self, SpdSolver, SvdMethod, SvdOptions, matmul, matmul_nt, matmul_tn};
+use crate::gradient::{Differentiate, factor_gradients};
+use crate::linalg::{self, SpdSolver, SvdMethod, SvdOptions, Threads, matmul, matmul_nt, matmul_tn};
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run, Stop, descend, largest};
 use crate::scalar::Scalar;
 use crate::storage::Storage;
-use ndarray::{Array2, Axis};
+use ndarray::{Array2, Array3, ArrayRef2, Axis};
 
 /// $W = U V + A\, E_J^T$: low rank, and the columns of the inputs $J$ in full.
 ///
@@ -100,6 +101,14 @@ impl<T: Scalar> Multiply<T> for LowRankColumns {
         let low_rank = Operands { op, x, y: y.reborrow(), update, work: work.reborrow() };
         self.low_rank.multiply(low_rank);
         self.columns.multiply(Operands { op, x, y, update: Update::Accumulate, work });
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for LowRankColumns {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let mut gradients = factor_gradients(&self.low_rank, x, dy, threads);
+        gradients.extend(factor_gradients(&self.columns, x, dy, threads));
+        gradients
     }
 }
 

@@ -4,13 +4,14 @@ use super::expanded::{Expanded, GATHERED};
 use super::sparse::{Support, density, index_words, most_positions, refit};
 use super::{LowRank, LowRankSpec, Sparse, SparseSpec};
 use crate::error::{Error, Result};
-use crate::linalg::{self, SvdMethod, SvdOptions, matmul, matmul_nt, matmul_tn};
+use crate::gradient::{Differentiate, factor_gradients};
+use crate::linalg::{self, SvdMethod, SvdOptions, Threads, matmul, matmul_nt, matmul_tn};
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Descent, Family, Fit, Objective, Request, Run, Stop, descend};
 use crate::scalar::Scalar;
 use crate::storage::Storage;
-use ndarray::Array2;
+use ndarray::{Array2, Array3, ArrayRef2};
 
 /// $W = U V + S$ with `S` in compressed sparse rows.
 ///
@@ -139,6 +140,14 @@ impl<T: Scalar> Multiply<T> for SparseLowRank {
         let low_rank = Operands { op, x, y: y.reborrow(), update, work: work.reborrow() };
         self.low_rank.multiply(low_rank);
         self.sparse.multiply(Operands { op, x, y, update: Update::Accumulate, work });
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for SparseLowRank {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let mut gradients = factor_gradients(&self.low_rank, x, dy, threads);
+        gradients.extend(factor_gradients(&self.sparse, x, dy, threads));
+        gradients
     }
 }
 

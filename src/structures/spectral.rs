@@ -1,9 +1,12 @@
 //! What the structures that multiply by Fourier transforms share: rows over threads, convolutions.
 
 use crate::exec::{SCRATCH_ALIGN, Workspace};
-use crate::kernels::{Convolution, Rows, RowsMut, SpectrumCache, plane};
+use crate::kernels::{Convolution, RealFft, Rows, RowsMut, SpectrumCache, plane};
+use crate::linalg;
 use crate::matrix::{Operands, Update};
 use crate::scalar::Scalar;
+use ndarray::{Array1, Array2, ArrayRef2};
+use num_complex::Complex;
 
 /// Tasks at most, which bounds the scratch of large batches.
 const MAX_TASKS: usize = 64;
@@ -141,4 +144,33 @@ pub(crate) fn convolve<T: Scalar>(
             }
         }
     });
+}
+
+/// Spectra of the rows of `x`, zero-padded to the length of the transform.
+pub(crate) fn spectra<T: Scalar>(fft: &RealFft<T>, x: &ArrayRef2<T>) -> Array2<Complex<T>> {
+    let mut spectra = Array2::zeros((x.nrows(), fft.bins()));
+    let mut row = vec![T::zero(); fft.len()];
+    let mut scratch = vec![Complex::default(); fft.scratch_len()];
+    for (x, z) in x.outer_iter().zip(linalg::rows_mut(&mut spectra)) {
+        row.iter_mut().zip(&x).for_each(|(to, from)| *to = *from);
+        fft.forward(&row, z, &mut scratch);
+    }
+    spectra
+}
+
+/// `h[k]`, the sum of `dy[b, i] x[b, j]` over the batch `b` and over `i - j = k` modulo the length of the transform, for spectra of `dy` and
+/// `x`: the gradient of a convolution.
+pub(crate) fn correlate<T: Scalar>(
+    fft: &RealFft<T>,
+    dy: &Array2<Complex<T>>,
+    x: &Array2<Complex<T>>,
+) -> Array1<T> {
+    let mut sum = vec![Complex::default(); fft.bins()];
+    for (dy, x) in dy.outer_iter().zip(x.outer_iter()) {
+        sum.iter_mut().zip(dy).zip(x).for_each(|((sum, dy), x)| *sum += dy * x.conj());
+    }
+    let (mut h, mut scratch) = (vec![T::zero(); fft.len()], vec![Complex::default(); fft.scratch_len()]);
+    fft.inverse(&mut sum, &mut h, Update::Overwrite, &mut scratch);
+    let len = T::narrow(fft.len() as f64);
+    h.into_iter().map(|h| h / len).collect()
 }

@@ -1,15 +1,17 @@
 //! Toeplitz and Hankel matrices.
 
-use super::spectral::{convolve, convolve_flops, convolve_scratch_len};
+use super::spectral::{convolve, convolve_flops, convolve_scratch_len, correlate, spectra};
 use crate::error::{Error, Result};
-use crate::kernels::{Convolution, Spectrum, SpectrumCache};
+use crate::gradient::Differentiate;
+use crate::kernels::{Convolution, RealFft, Spectrum, SpectrumCache};
+use crate::linalg::Threads;
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run, Weighted};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
-use ndarray::{Array2, ArrayRef2};
+use ndarray::{Array2, Array3, ArrayRef2, s};
 use serde::{Deserialize, Serialize};
 
 /// `W[i, j] = t[i - j + in - 1]` (Toeplitz: constant along diagonals) or `W[i, j] = t[i + j]` (Hankel: constant along
@@ -146,6 +148,20 @@ fn reverse<'a, T: Scalar>(x: &[T], row: &'a mut [T]) -> &'a [T] {
     row[0] = *first;
     row[at..].iter_mut().rev().zip(rest).for_each(|(to, from)| *to = *from);
     row
+}
+
+impl<T: Scalar> Differentiate<T> for Toeplitz {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, _: Threads) -> Vec<Array3<T>> {
+        let (len, inp) = (self.transform_len(), self.shape.1);
+        let fft = RealFft::new(len);
+        let x = match self.form {
+            ToeplitzForm::Toeplitz => spectra(&fft, x),
+            ToeplitzForm::Hankel => spectra(&fft, &x.slice(s![.., ..;-1])),
+        };
+        let diagonals = correlate(&fft, &spectra(&fft, dy), &x);
+        // Diagonal i - j, or i - (in - 1 - j), is that of t[i - j + in - 1], or t[i + j].
+        vec![Array3::from_shape_fn(self.t.shape(), |(_, _, k)| diagonals[(k + len + 1 - inp) % len])]
+    }
 }
 
 impl StructuredMatrix for Toeplitz {

@@ -3,9 +3,10 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use structmat::compose::{DirectSum, Permuted, Product, Scaled, Sum, Transposed};
 use structmat::ndarray::{Array2, ArrayRef2};
 use structmat::prelude::*;
-use structmat::registry::Entry;
+use structmat::registry::{self, Entry};
 use structmat::{Error, Scalar};
 
 pub mod oracle;
@@ -65,6 +66,34 @@ pub fn member(entry: &Entry, shape: (usize, usize), storage: Storage, seed: u64)
         }
     }
     panic!("{} has no member at {shape:?}", entry.name)
+}
+
+/// One of each combinator, over families with and without scratch.
+pub fn combinators(storage: Storage) -> Vec<Boxed> {
+    let low_rank = |m, n, seed| member(registry::family("low_rank").unwrap(), (m, n), storage, seed);
+    let dense = |m, n, seed| member(registry::family("dense").unwrap(), (m, n), storage, seed);
+    let diagonal = |len, seed| Factor::from_matrix(storage, &gaussian(1, len, seed));
+    let rotate = |len: u32| (0..len).map(|i| (i + 3) % len).collect::<Vec<_>>();
+    let sum = Sum::new(vec![low_rank(20, 33, 1), dense(20, 33, 2), low_rank(20, 33, 3)]).unwrap();
+    let product = Product::new(vec![dense(20, 11, 4), low_rank(11, 40, 5), dense(40, 33, 6)]).unwrap();
+    let scaled = Scaled::new(Some(diagonal(20, 7)), low_rank(20, 33, 8), Some(diagonal(33, 9))).unwrap();
+    let left = Scaled::new(Some(diagonal(20, 7)), low_rank(20, 33, 8), None).unwrap();
+    let permuted = Permuted::new(Some(rotate(20)), low_rank(20, 33, 10), Some(rotate(33))).unwrap();
+    let direct = DirectSum::new(vec![low_rank(9, 13, 11), dense(5, 20, 12), low_rank(6, 1, 13)]).unwrap();
+    let nested = Transposed::new(Box::new(
+        Sum::new(vec![Box::new(product.clone()), Box::new(permuted.clone())]).unwrap(),
+    ));
+    let single = Product::new(vec![dense(3, 4, 14)]).unwrap();
+    vec![
+        Box::new(sum),
+        Box::new(product),
+        Box::new(scaled),
+        Box::new(left),
+        Box::new(permuted),
+        Box::new(direct),
+        Box::new(nested),
+        Box::new(single),
+    ]
 }
 
 /// `tr(E C Eᵀ)` of the error `E = W - Ŵ`.

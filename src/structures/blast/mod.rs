@@ -7,14 +7,16 @@ mod systems;
 
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
+use crate::gradient::{Differentiate, gathered};
 use crate::kernels::PanelMap;
+use crate::linalg::{Threads, matmul_into, matmul_tn};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
-use ndarray::{Array2, Array3, s};
+use ndarray::{Array2, Array3, ArrayRef2, s};
 use std::ops::Range;
 
 /// Block-level adaptive structured matrices: a grid of $b_1 \times b_2$ blocks
@@ -255,6 +257,44 @@ impl<T: Scalar> Multiply<T> for Blast {
             let (a, y) = (a.columns(q * rank..(q + 1) * rank), y.reborrow().columns(features.clone()));
             second.multiply_rows(0, features, Op::Forward, a, y, update, policy);
         }
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for Blast {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let ((m, n), (b1, b2), rank) = (self.shape(), self.blocks(), self.rank());
+        let (u, s, v) = (self.u.numbers::<T>(), self.s.numbers::<T>(), self.v.numbers::<T>());
+        let (x, dy) = (gathered(&x.t(), 0..n), gathered(&dy.t(), 0..m));
+        let mut gradients = [&u, &s, &v].map(|factor| Array3::zeros(factor.dim()));
+        let [du, ds, dv] = &mut gradients;
+        // With z_j = V_jᵀ x_j and a_i = sum_j s_ij z_j, all of rank x batch, y_i = U_i a_i.
+        let z = |j: usize| {
+            let cols = block_range(j, b2, n);
+            matmul_tn(&v.slice(s![0, cols.clone(), ..]), &x.slice(s![cols, ..]), threads)
+        };
+        let z: Vec<Array2<T>> = (0..b2).map(z).collect();
+        let mut dz = vec![Array2::zeros((rank, x.ncols())); b2];
+        for i in 0..b1 {
+            let rows = block_range(i, b1, m);
+            let dy = dy.slice(s![rows.clone(), ..]);
+            let da = matmul_tn(&u.slice(s![0, rows.clone(), ..]), &dy, threads);
+            let mut a = Array2::zeros(da.dim());
+            for (j, (z, dz)) in z.iter().zip(&mut dz).enumerate() {
+                for r in 0..rank {
+                    let scale = s[[i, j, r]];
+                    a.row_mut(r).scaled_add(scale, &z.row(r));
+                    dz.row_mut(r).scaled_add(scale, &da.row(r));
+                    ds[[i, j, r]] = da.row(r).dot(&z.row(r));
+                }
+            }
+            matmul_into(&dy, &a.t(), &mut du.slice_mut(s![0, rows, ..]), false, threads);
+        }
+        for (j, dz) in dz.iter().enumerate() {
+            let cols = block_range(j, b2, n);
+            let x = x.slice(s![cols.clone(), ..]);
+            matmul_into(&x, &dz.t(), &mut dv.slice_mut(s![0, cols, ..]), false, threads);
+        }
+        gradients.into()
     }
 }
 

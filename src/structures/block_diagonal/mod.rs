@@ -5,8 +5,9 @@ mod grouping;
 use crate::compose::{check_permutation, gather, scatter};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
+use crate::gradient::{Differentiate, gathered, stack_gradient};
 use crate::kernels::PanelMap;
-use crate::linalg::{self, SpdSolver};
+use crate::linalg::{self, SpdSolver, Threads};
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Guarantee, Objective, Request, Run};
@@ -15,7 +16,7 @@ use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
 use crate::structures::stack::{multiply_padded, padded_scratch_len};
 use grouping::{Grouping, consecutive};
-use ndarray::{Array2, Axis};
+use ndarray::{Array2, Array3, ArrayRef2, ArrayView2, Axis};
 
 /// $W = \mathrm{diag}(A_1, \dots, A_b)$, or $W = P^T \mathrm{diag}(A_1, \dots, A_b)\, Q$ with permutations of rows and columns.
 ///
@@ -110,6 +111,18 @@ impl<T: Scalar> Multiply<T> for BlockDiagonal {
             work,
         );
         scatter(after, result.as_rows(), y, update);
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for BlockDiagonal {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let side = |features: ArrayView2<'_, T>, list: Option<&Vec<u32>>, len: usize| match list {
+            None => gathered(&features, 0..len),
+            Some(list) => gathered(&features, list.iter().map(|&i| i as usize).chain(list.len()..len)),
+        };
+        let (b, s, p) = self.blocks.shape();
+        let (rows, cols) = self.order.as_ref().map(|(rows, cols)| (rows, cols)).unzip();
+        vec![stack_gradient(b, &side(dy.t(), rows, b * s), &side(x.t(), cols, b * p), threads)]
     }
 }
 

@@ -4,7 +4,9 @@ mod fit;
 
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
+use crate::gradient::{Differentiate, Stage, stage_gradients};
 use crate::kernels::PanelMap;
+use crate::linalg::Threads;
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run, Size};
@@ -12,7 +14,7 @@ use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
 use fit::Stages;
-use ndarray::{Array2, s};
+use ndarray::{Array2, Array3, ArrayRef2, s};
 
 /// $W = X_1 X_2 \cdots X_L$ with $X_l$ supported on $I_{2^{l-1}} \otimes 1_{2 \times 2} \otimes I_{2^{L-l}} \otimes 1_{b \times b}$: the sparsity of the
 /// fast Hadamard and Fourier transforms (the latter with bit-reversed columns), with $b \times b$ blocks for numbers.
@@ -121,6 +123,20 @@ impl<T: Scalar> Multiply<T> for Butterfly {
                 Update::Accumulate => row.iter_mut().zip(from.row(i)).for_each(|(to, from)| *to += *from),
             }
         }
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for Butterfly {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let stage = |factor: &Factor| {
+            let (blocks, side, _) = factor.shape();
+            Stage::new(factor, PanelMap::interleaved(blocks, side, side, side / 2))
+        };
+        // The first stage acts first.
+        let stages: Vec<_> = self.stages.iter().rev().map(stage).collect();
+        let mut gradients = stage_gradients(&stages, x, dy, threads);
+        gradients.reverse();
+        gradients
     }
 }
 

@@ -4,13 +4,15 @@ mod fit;
 
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
+use crate::gradient::{Differentiate, Stage, stage_gradients};
+use crate::linalg::Threads;
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
-use ndarray::Array2;
+use ndarray::{Array2, Array3, ArrayRef2};
 use std::str::FromStr;
 
 /// $W = C\, U R$: `C` (out x k) holds columns of the weight, `R` (k x in) rows of it, `U` (k x k) links them.
@@ -192,6 +194,17 @@ impl<T: Scalar> Multiply<T> for Cur {
         let (mut linked, _) = rest.matrix(batch, rank);
         u.multiply(op, t.as_rows(), linked.reborrow(), Update::Overwrite, policy);
         last.multiply(op, linked.as_rows(), y, update, policy);
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for Cur {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let factors = [Some(&self.c), self.u.as_ref(), Some(&self.r)].into_iter().flatten();
+        let stages: Vec<_> = factors.map(|factor| Stage::contiguous(factor.numbers())).collect();
+        let mut gradients = stage_gradients(&stages, x, dy, threads);
+        // The link is the last part.
+        gradients[1..].reverse();
+        gradients
     }
 }
 

@@ -6,14 +6,16 @@ pub(crate) use fit::{Support, refit};
 
 use super::expanded::{Expanded, GATHERED};
 use crate::error::{Error, Result};
+use crate::gradient::{Differentiate, gathered};
 use crate::kernels::{Pattern, SparseProduct, sparse_scratch_len};
+use crate::linalg::{Threads, matmul_tn};
 use crate::matrix::{Multiply, Operands, StructuredMatrix};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
-use ndarray::Array2;
+use ndarray::{Array1, Array2, Array3, ArrayRef2, Axis};
 use std::str::FromStr;
 
 /// $W_{ij} = v_p$ where $(i, j)$ is the $p$-th kept position, 0 elsewhere: compressed sparse rows.
@@ -149,6 +151,20 @@ impl<T: Scalar> Multiply<T> for Sparse {
         let (pattern, policy) = (&self.pattern, work.policy);
         let (scratch, _) = work.slice(sparse_scratch_len(x.rows(), pattern.rows(), pattern.width()));
         self.values.multiply_sparse(SparseProduct { pattern, op, x, y, update, scratch, policy });
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for Sparse {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let values: Array1<T> = if Expanded::pays(self.cost(), self.numbers(), self.shape()) {
+            let dense = matmul_tn(dy, x, threads);
+            self.positions().map(|at| dense[at]).collect()
+        } else {
+            // Features x batch: each value is a product of two rows.
+            let (x, dy) = (gathered(&x.t(), 0..x.ncols()), gathered(&dy.t(), 0..dy.ncols()));
+            self.positions().map(|(i, j)| dy.row(i).dot(&x.row(j))).collect()
+        };
+        vec![values.insert_axis(Axis(0)).insert_axis(Axis(0))]
     }
 }
 

@@ -7,14 +7,16 @@ pub(crate) use fit::{Modes, Train, balanced};
 use super::expanded::Expanded;
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
+use crate::gradient::{Differentiate, padded};
 use crate::kernels::{Rows, RowsMut};
+use crate::linalg::{Threads, matmul, matmul_nt, matmul_tn};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Guarantee, Objective, Request, Run};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
-use ndarray::Array2;
+use ndarray::{Array2, Array3, ArrayRef2, Axis};
 use serde::{Deserialize, Serialize};
 
 /// $W\[(i_1 \dots i_d), (j_1 \dots j_d)\] = G_1\[i_1, j_1\] G_2\[i_2, j_2\] \cdots G_d\[i_d, j_d\]$: a product of small matrices, chosen
@@ -169,6 +171,15 @@ pub(crate) fn transpose_each<T: Scalar>(from: &[T], to: &mut [T], rows: usize, c
     }
 }
 
+/// The numbers of `a` as consecutive `rows x cols` matrices, each transposed, in rows of `width`.
+pub(crate) fn turned<T: Scalar>(a: &Array2<T>, rows: usize, cols: usize, width: usize) -> Array2<T> {
+    let mut to = Array2::zeros((a.len() / width, width));
+    if let (Some(from), Some(to)) = (a.as_slice(), to.as_slice_mut()) {
+        transpose_each(from, to, rows, cols);
+    }
+    to
+}
+
 /// Copies a panel into contiguous rows of `cols` entries, zero-padded.
 pub(crate) fn load<T: Scalar>(x: Rows<'_, T>, to: &mut [T], cols: usize) {
     for (b, row) in to.chunks_exact_mut(cols).enumerate() {
@@ -224,6 +235,35 @@ impl<T: Scalar> Multiply<T> for TensorTrain {
             }
         }
         store(&a[..batch * outputs], outputs, y, update);
+    }
+}
+
+impl<T: Scalar> Differentiate<T> for TensorTrain {
+    fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
+        let d = self.cores.len();
+        let cores: Vec<Array3<T>> = self.cores.iter().map(Factor::numbers).collect();
+        let cores: Vec<_> = cores.iter().map(|core| core.index_axis(Axis(0), 0)).collect();
+        let (outputs, inputs) = self.modes.padded();
+        // How core k leaves the digits, as (i_k, others); see `Multiply`.
+        let digits = |k: usize| {
+            let (m, (i, j)) = (self.modes.rows[k], self.sides(k));
+            (m, i * j * self.rank(k))
+        };
+        // What goes into the cores, the last one first.
+        let mut before = vec![turned(&padded(x, inputs), 1, inputs, cores[d - 1].ncols())];
+        for k in (1..d).rev() {
+            let ((m, others), z) = (digits(k), matmul_nt(&before[d - 1 - k], &cores[k], threads));
+            before.push(turned(&z, others, m, cores[k - 1].ncols()));
+        }
+        let mut dy = padded(dy, outputs);
+        let mut gradients = Vec::with_capacity(d);
+        for (k, (core, x)) in cores.iter().zip(before.iter().rev()).enumerate() {
+            let (m, others) = digits(k);
+            dy = turned(&dy, m, others, core.nrows());
+            gradients.push(matmul_tn(&dy, x, threads).insert_axis(Axis(0)));
+            dy = matmul(&dy, core, threads);
+        }
+        gradients
     }
 }
 
