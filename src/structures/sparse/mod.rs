@@ -154,9 +154,14 @@ impl<T: Scalar> Multiply<T> for Sparse {
     }
 }
 
+/// Multiply-adds of a dense product in the time of one of a product of two rows, about; with more positions the dense gradient, of as many
+/// numbers per kept one at most, is the quicker way.
+const DOTTED: usize = 32;
+
 impl<T: Scalar> Differentiate<T> for Sparse {
     fn differentiate(&self, x: &ArrayRef2<T>, dy: &ArrayRef2<T>, threads: Threads) -> Vec<Array3<T>> {
-        let values: Array1<T> = if Expanded::pays(self.cost(), self.numbers(), self.shape()) {
+        let (m, n) = self.shape();
+        let values: Array1<T> = if self.nnz().saturating_mul(DOTTED) > m.saturating_mul(n) {
             let dense = matmul_tn(dy, x, threads);
             self.positions().map(|at| dense[at]).collect()
         } else {
