@@ -149,7 +149,7 @@ fn bert(w: &Weights, s: &Sizes, tokens: &Tokens) -> Array2<f64> {
     stack(result)
 }
 
-fn llama(w: &Weights, s: &Sizes, tokens: &Tokens) -> Array2<f64> {
+fn llama_blocks(w: &Weights, s: &Sizes, tokens: &Tokens) -> Array2<f64> {
     let (d, eps) = (s.head_dim(), 1e-5);
     let rope = |x: &mut [Vec<f64>]| {
         for (t, x) in x.iter_mut().enumerate() {
@@ -184,9 +184,14 @@ fn llama(w: &Weights, s: &Sizes, tokens: &Tokens) -> Array2<f64> {
                 *x = plus(&middle, &affine(w, &name("mlp.down_proj"), &inner));
             }
         }
-        result.extend(all(&x, |x| rms_norm(w, "model.norm", eps, x)));
+        result.extend(x);
     }
     stack(result)
+}
+
+fn llama(w: &Weights, s: &Sizes, tokens: &Tokens) -> Array2<f64> {
+    let x = llama_blocks(w, s, tokens);
+    stack(x.outer_iter().map(|x| rms_norm(w, "model.norm", 1e-5, &x.to_vec())).collect())
 }
 
 #[test]
@@ -439,6 +444,90 @@ fn stages_are_the_block_in_steps() {
         }
         assert_ne!(walk.finish().unwrap(), y);
     }
+}
+
+/// Against differences of the formulas in double precision, through both blocks, in the direction of a random change of every weight and
+/// bias, and of the embeddings.
+#[test]
+fn gradients_of_blocks_are_those_of_the_formulas() {
+    type Formula = fn(&Weights, &Sizes, &Tokens) -> Array2<f64>;
+    let cases: [(Architecture, Weights, Sizes, Formula, &str); 2] = [
+        (Architecture::bert(BERT), bert_weights(&BERT), BERT, bert, "embeddings.LayerNorm.bias"),
+        (Architecture::llama(LLAMA), llama_weights(&LLAMA), LLAMA, llama_blocks, "model.embed_tokens.weight"),
+    ];
+    for (architecture, weights, sizes, formula, table) in cases {
+        let model = Setup::new(&weights).load(&architecture);
+        let mut exec = Exec::new();
+        let mut hidden = model.model().embed(&tokens()).unwrap();
+        let mut tapes = Vec::new();
+        for block in model.blocks() {
+            let (after, tape) = block.record(hidden, &mut exec).unwrap();
+            tapes.push(tape);
+            hidden = after;
+        }
+        let d = gaussian(hidden.values().nrows(), sizes.hidden, 5);
+        let loss = |weights: &Weights| (formula(weights, &sizes, &tokens()) * &d).sum();
+        let mut upstream = d.mapv(|v| v as f32);
+        let mut gradients = BTreeMap::new();
+        for (block, tape) in model.blocks().iter().zip(&tapes).rev() {
+            let found = block.backward(tape, upstream, &mut exec).unwrap();
+            // Threads change no bit.
+            let again = block.backward(tape, found.hidden.clone(), &mut Exec::threads(2)).unwrap();
+            let once = block.backward(tape, found.hidden.clone(), &mut Exec::new()).unwrap();
+            assert_eq!(again.hidden, once.hidden);
+            for (site, layer) in block.sites().iter().zip(&found.layers) {
+                let weight = layer.factors[0].index_axis(ndarray::Axis(0), 0).mapv(f64::from);
+                gradients.insert(site.name.clone(), weight);
+                if let Some(bias) = &layer.bias {
+                    let bias = bias.mapv(f64::from).insert_axis(ndarray::Axis(0));
+                    gradients.insert(format!("{}.bias", site.layer_name()), bias);
+                }
+            }
+            upstream = found.hidden;
+        }
+        let change = |name: &str, by: &Array2<f64>| {
+            let step = |h: f64| {
+                let mut changed = weights.clone();
+                *changed.get_mut(name).unwrap() += &(by * h);
+                loss(&changed)
+            };
+            (step(1e-5) - step(-1e-5)) / 2e-5
+        };
+        for (name, gradient) in &gradients {
+            for seed in 0..2 {
+                let by = gaussian(gradient.nrows(), gradient.ncols(), seed);
+                let (found, wanted) = ((gradient * &by).sum(), change(name, &by));
+                let scale = gradient.iter().map(|v| v * v).sum::<f64>().sqrt();
+                assert!(
+                    (found - wanted).abs() < 2e-5 * scale.max(1.0),
+                    "{name}: {found} {wanted} of {scale}"
+                );
+            }
+        }
+        // What comes before the blocks: tokens of the same id, or all of them, move together.
+        let upstream = upstream.mapv(f64::from);
+        let mut gradient = Array2::<f64>::zeros(weights[table].raw_dim());
+        for (row, id) in upstream.outer_iter().zip(tokens().ids()) {
+            let to = if gradient.nrows() == 1 { 0 } else { *id as usize };
+            gradient.row_mut(to).scaled_add(1.0, &row);
+        }
+        let by = gaussian(gradient.nrows(), gradient.ncols(), 9);
+        let (found, wanted) = ((&gradient * &by).sum(), change(table, &by));
+        let scale = gradient.iter().map(|v| v * v).sum::<f64>().sqrt();
+        assert!((found - wanted).abs() < 2e-5 * scale, "{table}: {found} {wanted} of {scale}");
+    }
+}
+
+#[test]
+fn gradients_of_other_shapes_are_refused() {
+    let model = Setup::new(&bert_weights(&BERT)).load(&Architecture::bert(BERT));
+    let (block, mut exec) = (&model.blocks()[0], Exec::new());
+    let (_, tape) = block.record(model.model().embed(&tokens()).unwrap(), &mut exec).unwrap();
+    let wrong = block.backward(&tape, Array2::zeros((80, 23)), &mut exec);
+    assert!(matches!(wrong, Err(Error::Shape { .. })));
+    let other = Setup::new(&llama_weights(&LLAMA)).load(&Architecture::llama(LLAMA));
+    let wrong = other.blocks()[0].backward(&tape, Array2::zeros((80, 24)), &mut exec);
+    assert!(matches!(wrong, Err(Error::Parameter { .. } | Error::Shape { .. })), "{wrong:?}");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use clap::{Parser, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
-use structmat::compression::{Refined, Refinement, Compressor, Event, Method, ModelBudget, Settings, Shard};
+use structmat::compression::{Compressor, Event, Method, ModelBudget, Refined, Refinement, Settings, Shard};
 use structmat::io::{Checkpoint, Staged};
 use structmat::models::Tokens;
 use structmat::prelude::*;
@@ -62,7 +62,7 @@ struct Args {
     #[arg(long)]
     independent: bool,
     /// After the fit of each block, refine its matrices together by so many passes of gradient steps on the error of its output.
-    #[arg(long, num_args = 0..=1, default_missing_value = "30", value_name = "EPOCHS")]
+    #[arg(long, num_args = 0..=1, default_missing_value = "20", value_name = "EPOCHS")]
     refine: Option<usize>,
     /// Length of the first of these steps, relative to the factors.
     #[arg(long, default_value_t = Refinement::default().rate)]
@@ -70,9 +70,12 @@ struct Args {
     /// Leave biases as they are.
     #[arg(long)]
     keep_bias: bool,
-    /// Noise assumed in every input, relative to the mean square of inputs.
-    #[arg(long, default_value_t = 0.01)]
-    dampening: f64,
+    /// Noise assumed in every input, relative to the mean square of inputs; 0.3, or 0.01 with `--independent`, when not given.
+    #[arg(long)]
+    dampening: Option<f64>,
+    /// So many more calibration sentences for each one given, made of the beginnings and ends of them; 1, or 3 with `--refine`, when not given.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(..=1000))]
+    augment: Option<u16>,
     /// Most iterations of iterative projections: in the survey, in the fit.
     #[arg(long, value_delimiter = ',', num_args = 2, default_values_t = [4, 12])]
     iterations: Vec<usize>,
@@ -136,6 +139,8 @@ fn main() -> ExitCode {
 fn compress(args: &Args) -> cli::Outcome {
     let start = Instant::now();
     let tokens = Tokens::load(&Checkpoint::open(&args.calibration)?)?;
+    let augment = args.augment.unwrap_or(if args.refine.is_some() { 3 } else { 1 });
+    let tokens = tokens.spliced(usize::from(augment) * tokens.n_sequences(), args.seed);
     let model = cli::model(&args.model, args.architecture.as_deref())?;
     let compressor = Compressor::new(&model, &tokens, settings(args)?, parallelism(args), &args.report)?;
     if args.step != Step::Survey {
@@ -200,7 +205,7 @@ fn settings(args: &Args) -> Result<Settings> {
         },
         sequential: !args.independent,
         bias: !args.keep_bias,
-        dampening: args.dampening,
+        dampening: args.dampening.unwrap_or(if args.independent { 0.01 } else { 0.3 }),
         iterations: (args.iterations[0], args.iterations[1]),
         refinement: args.refine.map(|epochs| Refinement { epochs, rate: args.rate, ..Refinement::default() }),
         seed: args.seed,

@@ -67,8 +67,8 @@ fn panel(
     fitted: &[&Fitted],
     value: impl Fn(&Fitted) -> Option<f64>,
 ) -> std::result::Result<(), Failure> {
-    let values: Vec<Option<f64>> = fitted.iter().map(value).collect();
-    let most = values.iter().flatten().copied().fold(0.0, f64::max);
+    let values: Vec<Option<f64>> = fitted.iter().map(|fitted| value(fitted)).collect();
+    let most: f64 = values.iter().flatten().copied().fold(0.0, f64::max);
     let mut chart = ChartBuilder::on(area)
         .margin_top(8)
         .margin_right(10)

@@ -8,8 +8,8 @@ use crate::matrix::Apply;
 use crate::models::{Block, Hidden};
 use crate::storage::Storage;
 use ndarray::{Array1, Array2, Array3, ArrayRef2, Axis, concatenate, s};
-use rand::seq::SliceRandom;
 use rand::SeedableRng;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +33,7 @@ pub struct Refinement {
 
 impl Default for Refinement {
     fn default() -> Self {
-        Self { epochs: 30, rate: 0.01, batch: 512, held_out: 8 }
+        Self { epochs: 20, rate: 0.02, batch: 512, held_out: 8 }
     }
 }
 
@@ -44,7 +44,11 @@ impl Refinement {
         }
         if self.batch == 0 || self.held_out < 2 {
             let received = format!("batch {}, held out {}", self.batch, self.held_out);
-            return Err(Error::parameter("refinement", received, "a batch of at least 1, held out at least 2"));
+            return Err(Error::parameter(
+                "refinement",
+                received,
+                "a batch of at least 1, held out at least 2",
+            ));
         }
         Ok(())
     }

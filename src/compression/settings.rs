@@ -68,7 +68,8 @@ pub struct Settings {
     pub sequential: bool,
     /// Whether biases, where there are any, take the mean error of their outputs.
     pub bias: bool,
-    /// Noise assumed in every input; see [`Moments::gram`](crate::calibration::Moments::gram).
+    /// Noise assumed in every input; see [`Moments::gram`](crate::calibration::Moments::gram). Fits in sequence want much of it, 0.3: little
+    /// noise lets them follow what is peculiar to the calibration sentences. Independent ones do best with 0.01.
     pub dampening: f64,
     /// Most iterations of iterative projections, in the survey and in the fit.
     pub iterations: (usize, usize),
@@ -93,7 +94,7 @@ impl Settings {
             variants: Vec::new(),
             sequential: true,
             bias: true,
-            dampening: 0.01,
+            dampening: 0.3,
             iterations: (4, 12),
             refinement: None,
             seed: 0,

@@ -84,13 +84,19 @@ impl Backward<'_> {
         }
         let fits = tape.inputs.len() == Stage::ALL.len() && tape.outputs.len() == block.sites().len();
         if !fits {
-            return Err(Error::parameter("tape", "that of another block", "one that this block has recorded"));
+            return Err(Error::parameter(
+                "tape",
+                "that of another block",
+                "one that this block has recorded",
+            ));
         }
         let d = if d.is_standard_layout() { d } else { d.as_standard_layout().into_owned() };
         // The states between the two halves of the block.
         let middle = match block.placement() {
             Placement::After => tape.inputs[Stage::MlpIn as usize].clone(),
-            Placement::Before => &tape.hidden.values + &tape.outputs[block.stage_range(Stage::AttentionOut)][0],
+            Placement::Before => {
+                &tape.hidden.values + &tape.outputs[block.stage_range(Stage::AttentionOut)][0]
+            }
         };
         let d = self.half(Stage::MlpOut, &middle, d, |back, d| {
             let up_and_gate = &tape.outputs[block.stage_range(Stage::MlpIn)];
@@ -116,7 +122,8 @@ impl Backward<'_> {
         mut d: Array2<f32>,
         inner: impl FnOnce(&mut Self, Array2<f32>) -> Result<Array2<f32>>,
     ) -> Result<Array2<f32>> {
-        let (policy, norm, placement) = (self.exec.policy(), self.block.norm_of(last), self.block.placement());
+        let (policy, norm, placement) =
+            (self.exec.policy(), self.block.norm_of(last), self.block.placement());
         if placement == Placement::After {
             let sum = before + &self.tape.outputs[self.block.stage_range(last)][0];
             norm.backward(&sum, &mut d, policy);

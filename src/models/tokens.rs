@@ -1,5 +1,7 @@
 use crate::error::{Error, Result};
 use crate::io::Checkpoint;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use std::ops::Range;
 
 /// Token ids of some sequences, end to end: no padding.
@@ -67,6 +69,37 @@ impl Tokens {
     /// The sequences.
     pub fn sequences(&self) -> impl Iterator<Item = &[u32]> {
         self.offsets.windows(2).map(|ends| &self.ids[ends[0]..ends[1]])
+    }
+
+    /// These sequences and `count` more, each of which begins as one of them and ends as another: more contexts for every token than the
+    /// sequences have themselves. A dense model says what it makes of any text, so that a compressed one can learn it from text without sense too.
+    ///
+    /// ```
+    /// use structmat::models::Tokens;
+    /// let tokens = Tokens::from_sequences([[1, 10, 11, 2], [1, 20, 21, 2]])?.spliced(5, 0);
+    /// assert_eq!(tokens.n_sequences(), 7);
+    /// assert!(tokens.sequences().all(|sequence| sequence[0] == 1 && sequence.ends_with(&[2])));
+    /// # Ok::<(), structmat::Error>(())
+    /// ```
+    pub fn spliced(&self, count: usize, seed: u64) -> Tokens {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let (mut ids, mut offsets) = (self.ids.clone(), self.offsets.clone());
+        let longest = self.sequences().map(<[u32]>::len).max().unwrap_or(0);
+        let count = if self.n_sequences() == 0 { 0 } else { count };
+        for _ in 0..count {
+            // A sequence, and where it is cut: after at least one token, before the last one where there are several.
+            let mut cut = || {
+                let k = rng.random_range(0..self.n_sequences());
+                let (from, to) = (self.offsets[k], self.offsets[k + 1]);
+                (from, from + rng.random_range(1..(to - from).max(2)), to)
+            };
+            let ((from, start, _), (_, end, to)) = (cut(), cut());
+            let room = longest.saturating_sub(start - from).max(1);
+            ids.extend_from_slice(&self.ids[from..start]);
+            ids.extend_from_slice(&self.ids[end.min(to - 1).max(to.saturating_sub(room))..to]);
+            offsets.push(ids.len());
+        }
+        Tokens { ids, offsets }
     }
 
     /// The same sequences in batches of at most `tokens` tokens, or of one sequence where that one is longer: what is computed with
