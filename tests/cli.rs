@@ -530,6 +530,8 @@ fn compress_model_writes_a_model_that_sentence_embedding_runs() {
     let stdout = text(&output.stdout);
     assert!(stdout.contains("parameters (0.") && stdout.contains("query.weight"), "{stdout}");
     assert_eq!(std::fs::read_to_string(setup.path("work/report.md")).unwrap(), stdout);
+    let picture = std::fs::read_to_string(setup.path("work/report.svg")).unwrap();
+    assert!(picture.starts_with("<svg") && picture.contains("relative error of outputs"));
     // Again: nothing is done anew, and the same comes out.
     let small = std::fs::read(setup.path("small.safetensors")).unwrap();
     let again = setup.run("compress_model", &[&COMPRESS[..], &["--ratio", "0.5"]].concat());

@@ -127,6 +127,115 @@ fn fitting_in_sequence_and_biases_lose_less() {
     assert!(errors[1] < errors[0] && errors[2] < errors[1], "{errors:?}");
 }
 
+/// On the calibration tokens and on others, in the storages that a refinement rounds to.
+#[test]
+fn refining_blocks_loses_less() {
+    let mut setup = Setup::new();
+    setup.tokens = setup.tokens.spliced(400, 1);
+    for (llama, storage) in [(false, Storage::F32), (true, Storage::F32), (false, Storage::Int8)] {
+        let model = setup.model(llama);
+        let plain = Settings::new(ModelBudget::Params(0.5), &["low_rank", "monarch"], &[storage]).unwrap();
+        let refinement = Some(Refinement { epochs: 12, rate: 0.01, batch: 64, held_out: 4 });
+        let mut errors = Vec::new();
+        for (k, settings) in [plain.clone(), Settings { refinement, ..plain }].into_iter().enumerate() {
+            let work = format!("{llama}-{storage}-{k}");
+            let found = setup.compressor(&model, settings, &work).unwrap().run(&mut ignore).unwrap();
+            assert_eq!(found.fitted.iter().filter(|block| block.refined.is_some()).count(), 2 * k);
+            for refined in found.fitted.iter().filter_map(|block| block.refined) {
+                assert!(refined.after < refined.before && refined.epochs > 0, "{refined:?}");
+            }
+            found.write(setup.path("small.safetensors")).unwrap();
+            let file = Checkpoint::open(setup.path("small.safetensors")).unwrap();
+            for matrix in found.matrices() {
+                let written = file.load(&matrix.name).unwrap();
+                assert_eq!((written.n_params(), written.storage_bytes()), (matrix.params, matrix.bytes));
+            }
+            errors.push(setup.error(&model, &setup.path("small.safetensors")));
+        }
+        assert!(errors[1] < 0.9 * errors[0], "{llama} {storage}: {errors:?}");
+    }
+}
+
+#[test]
+fn a_refined_model_is_the_same_after_an_interruption() {
+    let setup = Setup::new();
+    let model = setup.model(false);
+    let refinement = Some(Refinement { epochs: 2, ..Refinement::default() });
+    let settings = Settings { refinement, ..settings(ModelBudget::Params(0.5)) };
+    for (name, cut) in [("whole", false), ("part", true)] {
+        setup.compressor(&model, settings.clone(), name).unwrap().run(&mut ignore).unwrap();
+        if cut {
+            std::fs::remove_file(setup.path("part/block-001.json")).unwrap();
+            setup.compressor(&model, settings.clone(), name).unwrap().run(&mut ignore).unwrap();
+        }
+    }
+    let bytes = |name: &str| std::fs::read(setup.path(name)).unwrap();
+    assert!(bytes("whole/block-001.safetensors") == bytes("part/block-001.safetensors"));
+}
+
+/// What each published rule is known by.
+#[test]
+fn published_rules_keep_the_budget_and_their_pattern() {
+    let setup = Setup::new();
+    let model = setup.model(false);
+    let dense: usize = model.sites().iter().map(|site| site.shape.0 * site.shape.1).sum();
+    let plan = |method: Method, ratio: f64| {
+        let settings = Settings { method, ..settings(ModelBudget::Params(ratio)) };
+        let work = setup.compressor(&model, settings, &format!("{method:?}-{ratio}")).unwrap();
+        let found = work.run(&mut ignore).unwrap();
+        let fits = (found.plan.params() as f64) <= ratio * dense as f64;
+        assert!(fits && found.params() == found.plan.params(), "{method:?}");
+        for (choice, fitted) in found.plan.choices.iter().zip(found.matrices()) {
+            assert_eq!((choice.params, choice.bytes), (fitted.params, fitted.bytes), "{}", choice.name);
+        }
+        found.plan
+    };
+    let rank = |plan: &Plan, part: &str, layer: usize| {
+        let name =
+            model.sites().into_iter().find(|s| s.layer == layer && s.name.contains(part)).unwrap().name;
+        let rank = plan.choice(&name).unwrap().variant.parameters.get("rank").cloned();
+        rank.map(|rank| rank.parse::<usize>().unwrap())
+    };
+    for method in [Method::Welore, Method::Dobi] {
+        let (small, large) = (plan(method, 0.3), plan(method, 0.6));
+        assert!(small.params() > dense / 4 && large.params() > dense / 2 && small.cost > large.cost);
+    }
+    // Soft ranks see what the layers see, and lose less of it.
+    assert!(plan(Method::Dobi, 0.5).cost < plan(Method::Welore, 0.5).cost);
+    let lorap = plan(Method::Lorap, 0.5);
+    assert_eq!((rank(&lorap, "query", 0), rank(&lorap, "key", 1)), (Some(3), Some(3)));
+    assert_eq!((rank(&lorap, "value", 0), rank(&lorap, "attention.output", 1)), (Some(9), Some(9)));
+    let laser = plan(Method::Laser, 0.7);
+    assert_eq!((rank(&laser, "intermediate", 1), rank(&laser, "layer.1.output", 1)), (Some(2), Some(2)));
+    assert_eq!((rank(&laser, "query", 0), rank(&laser, "value", 1)), (None, None));
+    // They choose ranks within a number of parameters or bytes.
+    let settings = Settings { method: Method::Welore, ..settings(ModelBudget::Latency(0.5)) };
+    let error = setup.compressor(&model, settings, "latency").unwrap().run(&mut ignore).unwrap_err();
+    assert!(matches!(error, Error::Parameter { .. }), "{error}");
+}
+
+#[test]
+fn budgets_of_latency_are_kept_by_the_measured_times() {
+    let setup = Setup::new();
+    let model = setup.model(false);
+    let settings = Settings::new(ModelBudget::Latency(0.8), &["low_rank", "dense"], &[Storage::F32]).unwrap();
+    let work = setup.compressor(&model, settings, "work").unwrap();
+    work.survey(Shard::WHOLE, &mut ignore).unwrap();
+    let surveys: Vec<Vec<SiteSurvey>> = (0..2)
+        .map(|k| std::fs::read(setup.path(&format!("work/survey-00{k}.json"))).unwrap())
+        .map(|text| serde_json::from_slice(&text).unwrap())
+        .collect();
+    let sites: Vec<SiteSurvey> = surveys.concat();
+    assert!(
+        sites.iter().all(|s| s.dense_latency.is_some() && s.measured.iter().all(|m| m.latency.is_some()))
+    );
+    // On a machine so busy that no choice is fast enough, that is said.
+    match work.plan() {
+        Ok(plan) => assert_eq!(plan.choices.len(), 12),
+        Err(error) => assert!(matches!(&error, Error::Parameter { name, .. } if name == "budget"), "{error}"),
+    }
+}
+
 #[test]
 fn interrupted_work_goes_on_and_is_the_same() {
     let setup = Setup::new();
@@ -237,6 +346,14 @@ fn wrong_input() {
     let error = setup.compressor(&model, dense, "work").unwrap().run(&mut ignore).unwrap_err();
     assert!(matches!(&error, Error::Parameter { name, .. } if name == "budget"), "{error}");
     assert!(setup.path("work/survey-001.json").exists());
+    for refinement in [
+        Refinement { rate: 0.0, ..Refinement::default() },
+        Refinement { batch: 0, ..Refinement::default() },
+        Refinement { held_out: 1, ..Refinement::default() },
+    ] {
+        let bad = Settings { refinement: Some(refinement), ..settings(ModelBudget::Params(0.5)) };
+        assert!(matches!(setup.compressor(&model, bad, "bad"), Err(Error::Parameter { .. })));
+    }
     let bad = Settings { dampening: f64::NAN, ..settings(ModelBudget::Params(0.5)) };
     assert!(matches!(setup.compressor(&model, bad, "bad"), Err(Error::Parameter { .. })));
     let nowhere = setup.path("model.safetensors").join("work");

@@ -218,3 +218,84 @@ fn requests_say_what_is_wrong_and_what_was_expected() {
     assert_eq!(spec(int8.clone()).unwrap().rank, 1);
     assert!(matches!(spec(int8.budget(Budget::Bytes(31))), Err(Error::Budget { .. })));
 }
+
+/// Weights of outputs over five orders of magnitude: fits that know them lose less under them, at odd shapes and in coarse storages too.
+#[test]
+fn weights_of_outputs_lower_the_error_that_they_weigh() {
+    let mut fitted = Vec::new();
+    for (m, n) in [(36, 24), (23, 31)] {
+        let (w, gram) = (gaussian(m, n, 3), correlated_gram(n, 4));
+        let weights: Vec<f64> = (0..m).map(|i| 10f64.powf(((7 * i) % 11) as f64 / 2.0 - 3.0)).collect();
+        for gram in [None, Some(&gram)] {
+            let plain = gram.map_or(Objective::Frobenius, Objective::Activations);
+            let objective = Objective::Outputs { gram, weights: &weights };
+            for storage in [Storage::F64, Storage::Int8] {
+                let options = Options { storage, ..Options::default() };
+                for entry in FAMILIES {
+                    let request = Request::new().budget(Budget::Ratio(0.6));
+                    let with = match entry.project(&w, &request, &objective, &options) {
+                        Err(Error::Budget { .. } | Error::Unsupported { .. }) => continue,
+                        found => found.unwrap(),
+                    };
+                    let without = entry.project(&w, &request, &plain, &options).unwrap();
+                    let error = |found: &Projected<Box<dyn StructuredMatrix>>| {
+                        objective.energy(&(&w - &found.matrix.to_dense_f64()))
+                    };
+                    let (with_error, without_error) = (error(&with), error(&without));
+                    // The entries of a block are its projection, whatever they weigh.
+                    let same =
+                        entry.name == "block_diagonal" && (with_error / without_error - 1.0).abs() < 1e-9;
+                    assert!(
+                        with_error < without_error || same,
+                        "{} {storage}: {with_error} {without_error}",
+                        entry.name
+                    );
+                    assert_eq!(with.matrix.storage_bytes(), without.matrix.storage_bytes(), "{}", entry.name);
+                    let relative = (with_error / objective.energy(&w)).sqrt();
+                    assert!((with.report.weighted_relative_error.unwrap() - relative).abs() < 1e-9);
+                    fitted.push(entry.name);
+                }
+            }
+        }
+    }
+    fitted.sort();
+    fitted.dedup();
+    let closed = [
+        "blast",
+        "block_diagonal",
+        "block_low_rank",
+        "column_sparse",
+        "low_rank",
+        "low_rank_columns",
+        "monarch",
+        "sparse",
+        "sparse_low_rank",
+    ];
+    assert_eq!(fitted, closed);
+}
+
+#[test]
+fn weighted_outputs_are_met_by_the_best_low_rank_matrix() {
+    let w = gaussian(12, 9, 1);
+    let weights: Vec<f64> = (0..12).map(|i| f64::from(1 + i) / 5.0).collect();
+    let objective = Objective::Outputs { gram: None, weights: &weights };
+    let options = Options { storage: Storage::F64, ..Options::default() };
+    let spec = LowRankSpec { rank: 4, ..Default::default() };
+    let found = LowRank::project(&w, &spec, &objective, &options).unwrap();
+    let scaled = Array2::from_shape_fn(w.dim(), |(i, j)| weights[i].sqrt() * w[[i, j]]);
+    let tail: f64 = structmat::linalg::singular_values(&scaled, structmat::linalg::Threads::ONE).unwrap()
+        [4..]
+        .iter()
+        .map(|s| s * s)
+        .sum();
+    let error = objective.energy(&(&w - &found.matrix.to_dense_f64()));
+    assert!((error / tail - 1.0).abs() < 1e-9 && found.report.guarantee == Guarantee::GlobalOptimum);
+    for weights in [vec![1.0; 11], vec![0.0; 12], vec![f64::NAN; 12], vec![-1.0; 12]] {
+        let objective = Objective::Outputs { gram: None, weights: &weights };
+        let error = LowRank::project(&w, &spec, &objective, &options).unwrap_err();
+        assert!(matches!(error, Error::Shape { .. } | Error::Parameter { .. }), "{error}");
+    }
+    let objective = Objective::Outputs { gram: None, weights: &weights };
+    let error = Circulant::project(&w, &CirculantSpec, &objective, &options).unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+}

@@ -55,6 +55,9 @@ struct Args {
     /// Storages of their factors.
     #[arg(long, value_delimiter = ',', default_value = "f32")]
     storage: Vec<Storage>,
+    /// Let errors count as the model's last hidden states depend on them, instead of relative errors all the same.
+    #[arg(long)]
+    sensitivity: bool,
     /// Fit every stage to the inputs that compressed predecessors make, and to the outputs of the dense model. This is the default.
     #[arg(long, conflicts_with = "independent")]
     sequential: bool,
@@ -204,6 +207,7 @@ fn settings(args: &Args) -> Result<Settings> {
             Spread::Laser => Method::Laser,
         },
         sequential: !args.independent,
+        sensitivity: args.sensitivity,
         bias: !args.keep_bias,
         dampening: args.dampening.unwrap_or(if args.independent { 0.01 } else { 0.3 }),
         iterations: (args.iterations[0], args.iterations[1]),

@@ -1,5 +1,6 @@
 use super::plan::{Choice, Plan};
 use super::refine::{Refined, refine};
+use super::sensitivity::Sensitivities;
 use super::settings::Settings;
 use super::survey::SiteSurvey;
 use super::work::Work;
@@ -10,7 +11,7 @@ use crate::io::{Checkpoint, Writer};
 use crate::layers::Linear;
 use crate::models::{Block, Hidden, Model, Site, Tokens};
 use crate::parts::Parts;
-use crate::projection::{Objective, Options};
+use crate::projection::Options;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -153,6 +154,7 @@ impl<'a> Compressor<'a> {
     pub fn survey(&self, shard: Shard, progress: &mut dyn FnMut(Event<'_>)) -> Result<()> {
         let shard = checked(shard)?;
         let mut exec = self.exec();
+        let sensitivities = self.sensitivities(&mut exec)?;
         let mut hidden: Option<Hidden> = None;
         let open = |layer: usize| shard.takes(layer) && !self.work.path(&survey_name(layer)).exists();
         let Some(last) = (0..self.model.n_blocks()).rev().find(|&layer| open(layer)) else {
@@ -169,7 +171,8 @@ impl<'a> Compressor<'a> {
             let mut walk = block.enter(states, &mut exec)?;
             while let Some(stage) = walk.stage() {
                 if open(layer) {
-                    found.extend(self.survey_stage(&block, block.stage_sites(stage), walk.inputs())?);
+                    let sites = block.stage_sites(stage);
+                    found.extend(self.survey_stage(&block, sites, walk.inputs(), &sensitivities)?);
                 }
                 block.advance(&mut walk, &mut exec, &mut ())?;
             }
@@ -182,11 +185,25 @@ impl<'a> Compressor<'a> {
         Ok(())
     }
 
+    /// Measured the first time they are asked for; of nothing where errors are to count the same.
+    fn sensitivities(&self, exec: &mut Exec<f32>) -> Result<Sensitivities> {
+        if !self.settings.sensitivity {
+            return Ok(Sensitivities::default());
+        }
+        if let Some(found) = self.work.read(SENSITIVITIES)? {
+            return Ok(found);
+        }
+        let found = Sensitivities::measure(self.model, self.tokens, self.settings.seed, exec)?;
+        self.work.write(SENSITIVITIES, &found)?;
+        Ok(found)
+    }
+
     fn survey_stage(
         &self,
         block: &Block,
         sites: &[Site],
         inputs: &ndarray::ArrayRef2<f32>,
+        sensitivities: &Sensitivities,
     ) -> Result<Vec<SiteSurvey>> {
         let mut moments = Moments::new(inputs.ncols());
         moments.accumulate(inputs)?;
@@ -198,6 +215,7 @@ impl<'a> Compressor<'a> {
             SiteSurvey::measure(
                 (&site.name, &w),
                 (&gram, moments.rank(centred)?),
+                sensitivities.of(&site.name),
                 &self.settings,
                 self.parallelism,
             )
@@ -245,6 +263,7 @@ impl<'a> Compressor<'a> {
         }
         let plan = self.plan()?;
         let mut exec = self.exec();
+        let sensitivities = self.sensitivities(&mut exec)?;
         let mut states: Option<(Hidden, Hidden)> = None;
         let open = |layer: usize| shard.takes(layer) && !self.work.path(&record_name(layer)).exists();
         let last = (0..self.model.n_blocks()).rev().find(|&layer| open(layer));
@@ -283,7 +302,9 @@ impl<'a> Compressor<'a> {
                         true => moments.accumulate_pair(dense.inputs(), seen.inputs())?,
                         false => moments.accumulate(dense.inputs())?,
                     }
-                    for (fit, linear) in self.fit_stage(&block, block.stage_sites(stage), &moments, &plan)? {
+                    for (fit, linear) in
+                        self.fit_stage(&block, block.stage_sites(stage), (&moments, &sensitivities), &plan)?
+                    {
                         small.replace(&fit.name, linear)?;
                         fitted.push(fit);
                     }
@@ -321,7 +342,7 @@ impl<'a> Compressor<'a> {
         &self,
         block: &Block,
         sites: &[Site],
-        moments: &Moments,
+        (moments, sensitivities): (&Moments, &Sensitivities),
         plan: &Plan,
     ) -> Result<Vec<(Fitted, Linear)>> {
         let one = |site: &Site| -> Result<(Fitted, Linear)> {
@@ -335,7 +356,8 @@ impl<'a> Compressor<'a> {
                 max_iterations: Some(self.settings.iterations.1),
                 ..Options::default()
             };
-            let found = choice.variant.project(&target, &Objective::Activations(&gram), &options)?;
+            let (found, error) =
+                choice.variant.fit(&target, &gram, sensitivities.of(&site.name), &options)?;
             let bias = match linear.bias() {
                 Some(bias) if centred => {
                     let bias = moments.bias(&w, &found.matrix.to_dense_f64(), bias)?;
@@ -344,7 +366,6 @@ impl<'a> Compressor<'a> {
                 }
                 bias => bias.cloned(),
             };
-            let error = found.report.weighted_relative_error.unwrap_or(found.report.relative_error);
             let fitted = Fitted {
                 name: site.name.clone(),
                 choice: choice.clone(),
@@ -454,6 +475,9 @@ impl CompressedModel<'_> {
         crate::io::Staged::new(path.join("model.safetensors.index.json"), [text.as_slice()])?.commit()
     }
 }
+
+/// Where sensitivities are kept.
+const SENSITIVITIES: &str = "sensitivities.json";
 
 fn factor_shapes(parts: &Parts<'_>) -> Vec<(String, (usize, usize, usize))> {
     let own = parts.factors().map(|(name, factor)| (name.to_owned(), factor.shape()));

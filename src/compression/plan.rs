@@ -36,7 +36,7 @@ pub struct Choice {
 pub struct Plan {
     /// One for every matrix, in the order of execution.
     pub choices: Vec<Choice>,
-    /// Sum of squared relative errors.
+    /// Sum of squared relative errors; with sensitivities, the expected squared change of the model's result, up to a factor.
     pub cost: f64,
     /// No plan of these variants within the budget costs less; `None` for methods that do not know.
     pub bound: Option<f64>,
@@ -55,8 +55,11 @@ impl Plan {
             return Ok(Self { choices, cost, bound: None });
         }
         let variants: Vec<Vec<Measured>> = surveys.iter().map(SiteSurvey::variants).collect();
-        let candidates: Vec<Vec<Candidate>> =
-            variants.iter().map(|list| list.iter().map(|m| m.candidate(budget)).collect()).collect();
+        let candidates: Vec<Vec<Candidate>> = variants
+            .iter()
+            .zip(surveys)
+            .map(|(list, s)| list.iter().map(|m| m.candidate(budget, s.energy)).collect())
+            .collect();
         let found = match settings.method {
             Method::Uniform => uniform(&candidates, &weights, allowed)?,
             _ => allocate(&candidates, allowed)?,

@@ -66,6 +66,8 @@ pub struct Settings {
     /// Whether each stage is fitted to what the compressed stages before it make of the inputs, and to the outputs of the dense model;
     /// otherwise every matrix to what it sees in the dense model.
     pub sequential: bool,
+    /// Whether errors count as the model's last hidden states depend on them; otherwise relative errors of all matrices count the same.
+    pub sensitivity: bool,
     /// Whether biases, where there are any, take the mean error of their outputs.
     pub bias: bool,
     /// Noise assumed in every input; see [`Moments::gram`](crate::calibration::Moments::gram). Fits in sequence want much of it, 0.3: little
@@ -93,6 +95,7 @@ impl Settings {
             method: Method::Auto,
             variants: Vec::new(),
             sequential: true,
+            sensitivity: false,
             bias: true,
             dampening: 0.3,
             iterations: (4, 12),

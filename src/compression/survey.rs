@@ -37,6 +37,10 @@ pub struct Spectra {
     pub weighted: Vec<f64>,
 }
 
+fn one() -> f64 {
+    1.0
+}
+
 /// Nanoseconds of a product, batch 1, one thread.
 fn latency(matrix: &dyn StructuredMatrix) -> Result<u64> {
     let (m, n) = matrix.shape();
@@ -91,6 +95,9 @@ pub struct SiteSurvey {
     pub shape: (usize, usize),
     /// Directions of the inputs that the calibration tokens show, at most `in`.
     pub input_rank: usize,
+    /// What a squared relative error of 1 stands for: that change of the model's result where sensitivities are measured, else 1.
+    #[serde(default = "one")]
+    pub energy: f64,
     /// The variants that the matrix can have.
     pub measured: Vec<Measured>,
     /// Empty where no rule asks for them.
@@ -102,14 +109,14 @@ pub struct SiteSurvey {
 }
 
 impl Measured {
-    /// As the allocation sees it: the squared error of outputs of unit energy.
-    pub(super) fn candidate(&self, budget: ModelBudget) -> Candidate {
+    /// As the allocation sees it: the squared error of outputs of that energy.
+    pub(super) fn candidate(&self, budget: ModelBudget, energy: f64) -> Candidate {
         let size = match budget {
             ModelBudget::Params(_) => self.params as u64,
             ModelBudget::Bytes(_) => self.bytes as u64,
             ModelBudget::Latency(_) => self.latency.unwrap_or(u64::MAX),
         };
-        Candidate { size, cost: self.error * self.error }
+        Candidate { size, cost: self.error * self.error * energy }
     }
 }
 
@@ -118,14 +125,17 @@ impl SiteSurvey {
     pub(super) fn measure(
         (name, w): (&str, &Array2<f64>),
         (gram, input_rank): (&Gram, usize),
+        weights: Option<&[f64]>,
         settings: &Settings,
         parallelism: Parallelism,
     ) -> Result<Self> {
-        let objective = Objective::Activations(gram);
+        let energy =
+            weights.map_or(1.0, |weights| Objective::Outputs { gram: Some(gram), weights }.energy(w));
         let empty = Self {
             name: name.to_owned(),
             shape: w.dim(),
             input_rank,
+            energy,
             measured: Vec::new(),
             spectra: Spectra::default(),
             dense_latency: None,
@@ -145,12 +155,12 @@ impl SiteSurvey {
                 max_iterations: Some(settings.iterations.0),
                 ..Options::default()
             };
-            match variant.project(w, &objective, &options) {
-                Ok(found) => Ok(Some(Measured {
+            match variant.fit(w, gram, weights, &options) {
+                Ok((found, error)) => Ok(Some(Measured {
                     variant: variant.clone(),
                     params: found.report.params,
                     bytes: found.report.bytes,
-                    error: found.report.weighted_relative_error.unwrap_or(found.report.relative_error),
+                    error,
                     latency: timed.then(|| latency(found.matrix.as_ref())).transpose()?,
                 })),
                 Err(Error::Budget { .. }) => Ok(None),

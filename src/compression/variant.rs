@@ -1,6 +1,6 @@
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::matrix::StructuredMatrix;
-use crate::projection::{Budget, Objective, Options, Projected, Request};
+use crate::projection::{Budget, Gram, Objective, Options, Projected, Request, ratio};
 use crate::registry;
 use crate::storage::Storage;
 use ndarray::Array2;
@@ -44,6 +44,32 @@ impl Variant {
             self.parameters.iter().fold(request, |request, (name, value)| request.with(name, value));
         let options = Options { storage: self.storage, ..*options };
         registry::family(&self.structure)?.project(w, &request, objective, &options)
+    }
+}
+
+impl Variant {
+    /// Projects `w` for the inputs of `gram` and outputs that count as `weights` say, where given, and returns the relative error of that
+    /// kind. Families that cannot be fitted to weights of outputs are fitted without, and judged with them.
+    pub(super) fn fit(
+        &self,
+        w: &Array2<f64>,
+        gram: &Gram,
+        weights: Option<&[f64]>,
+        options: &Options<'_>,
+    ) -> Result<(Projected<Box<dyn StructuredMatrix>>, f64)> {
+        let plain = Objective::Activations(gram);
+        let Some(weights) = weights else {
+            let found = self.project(w, &plain, options)?;
+            let error = found.report.weighted_relative_error.unwrap_or(found.report.relative_error);
+            return Ok((found, error));
+        };
+        let objective = Objective::Outputs { gram: Some(gram), weights };
+        let found = match self.project(w, &objective, options) {
+            Err(Error::Unsupported { .. }) => self.project(w, &plain, options)?,
+            found => found?,
+        };
+        let error = objective.energy(&(w - &found.matrix.to_dense_f64()));
+        Ok((found, ratio(error.sqrt(), objective.energy(w).sqrt())))
     }
 }
 

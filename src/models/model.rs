@@ -242,6 +242,19 @@ impl Output {
         hidden
     }
 
+    /// From the gradient of the finished states to that of the states before, `hidden` (both tokens x hidden).
+    pub(crate) fn backward(
+        &self,
+        hidden: &Array2<f32>,
+        mut d: Array2<f32>,
+        exec: &mut Exec<f32>,
+    ) -> Array2<f32> {
+        if let Some(norm) = &self.norm {
+            norm.backward(hidden, &mut d, exec.policy());
+        }
+        d
+    }
+
     /// Scores of every token (rows x vocabulary) from finished hidden states (rows x hidden), such as the last ones of each sequence.
     ///
     /// # Errors

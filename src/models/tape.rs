@@ -38,6 +38,8 @@ pub struct BlockGradients {
     /// With respect to the factors and biases of its matrices, one for each of [`Block::sites`]. Their `input` is the gradient of
     /// what went into this matrix alone.
     pub layers: Vec<LinearVjp<f32>>,
+    /// With respect to what comes out of each of them (tokens x out).
+    pub outputs: Vec<Array2<f32>>,
 }
 
 impl Block {
@@ -57,12 +59,13 @@ impl Block {
     /// # Errors
     /// [`Error::Shape`] when `d` is not of the result's shape, or the tape is of a block of other sizes.
     pub fn backward(&self, tape: &Tape, d: Array2<f32>, exec: &mut Exec<f32>) -> Result<BlockGradients> {
-        let mut back = Backward { block: self, tape, exec, layers: Vec::new() };
+        let mut back = Backward { block: self, tape, exec, layers: Vec::new(), outputs: Vec::new() };
         let hidden = back.run(d)?;
         // Found from the last site to the first.
-        let mut layers = back.layers;
+        let (mut layers, mut outputs) = (back.layers, back.outputs);
         layers.reverse();
-        Ok(BlockGradients { hidden, layers })
+        outputs.reverse();
+        Ok(BlockGradients { hidden, layers, outputs })
     }
 }
 
@@ -73,6 +76,8 @@ struct Backward<'a> {
     exec: &'a mut Exec<f32>,
     /// Of the sites from the last on.
     layers: Vec<LinearVjp<f32>>,
+    /// Likewise.
+    outputs: Vec<Array2<f32>>,
 }
 
 impl Backward<'_> {
@@ -142,10 +147,11 @@ impl Backward<'_> {
         let x = &self.tape.inputs[stage as usize];
         let linears = &self.block.linears()[self.block.stage_range(stage)];
         let mut sum = Array2::zeros(x.raw_dim());
-        for (linear, d) in linears.iter().zip(&d).rev() {
-            let vjp = linear.vjp(x, d, self.exec)?;
+        for (linear, d) in linears.iter().zip(d).rev() {
+            let vjp = linear.vjp(x, &d, self.exec)?;
             sum += &vjp.input;
             self.layers.push(vjp);
+            self.outputs.push(d);
         }
         Ok(sum)
     }

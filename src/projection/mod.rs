@@ -8,6 +8,7 @@ mod conjugate;
 mod descent;
 mod gram;
 mod linear;
+mod outputs;
 mod report;
 mod request;
 mod run;
@@ -17,6 +18,7 @@ pub(crate) use conjugate::least_squares;
 pub(crate) use descent::{Descent, Stop, descend};
 pub use gram::Gram;
 pub(crate) use linear::Weighted;
+pub(crate) use outputs::scale_outputs;
 pub use report::{Fit, Guarantee, Projected, Report};
 pub use request::{Budget, Request, Size};
 pub use run::{Options, Progress, Run};
@@ -37,6 +39,14 @@ pub enum Objective<'a> {
     Frobenius,
     /// `‖(W - Ŵ) C^{1/2}‖_F` with `C = E[x xᵀ]`: the error that the layer's outputs see.
     Activations(&'a Gram),
+    /// The same, or `‖W - Ŵ‖_F` without a Gram matrix, with a weight for the squared error of each output: for families that hold
+    /// `diag(l) W` with `W` (see [`Family::scale_outputs`]).
+    Outputs {
+        /// What the layer sees.
+        gram: Option<&'a Gram>,
+        /// `out` numbers, at least 0.
+        weights: &'a [f64],
+    },
 }
 
 impl<'a> Objective<'a> {
@@ -44,20 +54,44 @@ impl<'a> Objective<'a> {
     pub fn second_moment(&self) -> Option<&'a Array2<f64>> {
         match self {
             Objective::Frobenius => None,
-            Objective::Activations(gram) => Some(gram.second_moment()),
+            Objective::Activations(gram) | Objective::Outputs { gram: Some(gram), .. } => {
+                Some(gram.second_moment())
+            }
+            Objective::Outputs { gram: None, .. } => None,
         }
     }
 
     /// `C^{1/2}` of the activation objective.
     pub(crate) fn root(&self) -> Result<Option<&'a Array2<f64>>> {
         match self {
-            Objective::Frobenius => Ok(None),
-            Objective::Activations(gram) => gram.root().map(Some),
+            Objective::Frobenius | Objective::Outputs { gram: None, .. } => Ok(None),
+            Objective::Activations(gram) | Objective::Outputs { gram: Some(gram), .. } => {
+                gram.root().map(Some)
+            }
         }
     }
 
-    /// `‖E‖_F²`, or `tr(E C Eᵀ)`, of an error `E` (out x in). Cost of the latter: out x in².
+    /// Whether every weight counts the same.
+    pub fn is_plain(&self) -> bool {
+        matches!(self, Objective::Frobenius)
+    }
+
+    /// `‖E‖_F²`, or `tr(E C Eᵀ)`, of an error `E` (out x in), or the weighted sum of its rows' shares of that. Cost of the latter: out x in².
     pub fn energy(&self, e: &ArrayRef2<f64>) -> f64 {
+        if let Objective::Outputs { gram, weights } = self {
+            let inner = gram.map_or(Objective::Frobenius, Objective::Activations);
+            // Rows of `E C`, or of `E`.
+            let Some(c) = inner.second_moment() else {
+                return e.outer_iter().zip(*weights).map(|(e, weight)| weight * e.dot(&e)).sum();
+            };
+            let ec = crate::linalg::matmul(e, c, crate::linalg::Threads(1));
+            return e
+                .outer_iter()
+                .zip(ec.outer_iter())
+                .zip(*weights)
+                .map(|((a, b), w)| w * a.dot(&b).max(0.0))
+                .sum();
+        }
         match self.second_moment() {
             None => e.iter().map(|v| v * v).sum(),
             Some(c) => {
@@ -110,6 +144,18 @@ pub trait Family: StructuredMatrix + Sized {
     /// [`Error::Record`] that says what does not fit.
     fn from_parts(parts: Parts<'static>) -> Result<Self>;
 
+    /// `diag(scale) W` in a storage, for families that are closed under scaling outputs. Those can be fitted with weights of outputs.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for the others.
+    fn scale_outputs(&self, scale: &[f64], storage: Storage) -> Result<Self> {
+        let _ = (scale, storage);
+        Err(Error::Unsupported {
+            structure: Self::NAME.to_owned(),
+            what: "weights of outputs: scaling its rows leaves the family".to_owned(),
+        })
+    }
+
     /// The parameters of the largest member within a budget.
     ///
     /// # Errors
@@ -138,7 +184,18 @@ pub trait Family: StructuredMatrix + Sized {
         }
         let run = Run::new(options);
         run.check()?;
-        let fit = Self::fit(&w, spec, objective, &run)?;
+        let fit = match objective {
+            Objective::Outputs { gram, weights } => {
+                // Errors of `diag(l) W`, for roots `l` of the weights, count the same; the storage rounds once, at the end.
+                let scale = outputs::roots(weights, w.nrows())?;
+                let options = Options { storage: Storage::F64, ..*options };
+                let inner = gram.map_or(Objective::Frobenius, Objective::Activations);
+                let fit = Self::fit(&outputs::scaled(&w, &scale), spec, &inner, &Run::new(&options))?;
+                let back: Vec<f64> = scale.iter().map(|scale| 1.0 / scale).collect();
+                Fit { matrix: fit.matrix.scale_outputs(&back, run.storage())?, ..fit }
+            }
+            plain_or_activations => Self::fit(&w, spec, plain_or_activations, &run)?,
+        };
         let report = Report::measure(&w, &fit, objective, start);
         Ok(Projected { matrix: fit.matrix, report })
     }

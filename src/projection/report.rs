@@ -121,7 +121,7 @@ impl Report {
             flops: fit.matrix.flops(1),
             ratio: params as f64 / (m as f64 * n as f64),
             relative_error: relative(&Objective::Frobenius),
-            weighted_relative_error: objective.second_moment().map(|_| relative(objective)),
+            weighted_relative_error: (!objective.is_plain()).then(|| relative(objective)),
             guarantee: fit.guarantee,
             iterations: fit.iterations,
             history: fit.history.clone(),

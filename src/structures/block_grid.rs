@@ -12,7 +12,7 @@ use crate::kernels::PanelMap;
 use crate::linalg::Threads;
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
-use crate::projection::{Family, Fit, Objective, Request, Run};
+use crate::projection::{Family, Fit, Objective, Request, Run, scale_outputs};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
@@ -373,6 +373,13 @@ impl<R: RowOrder> Family for BlockGrid<R> {
         let u = Factor::from_fn(storage, (j, s, k * t), |b, r, c| u[[b * s + r, c]]);
         let v = Factor::from_fn(storage, (k, j * t, p), |b, r, c| v[[b * j * t + r, c]]);
         Self::new((m, n), u, v)
+    }
+
+    fn scale_outputs(&self, scale: &[f64], storage: Storage) -> Result<Self> {
+        let (blocks, group) = (self.u.blocks(), self.group.max(1));
+        scale_outputs(self, scale, storage, |factor, (block, row, _)| {
+            (factor == 0).then(|| (row / group * blocks + block) * group + row % group)
+        })
     }
 
     fn from_parts(mut parts: Parts<'static>) -> Result<Self> {

@@ -7,7 +7,7 @@ use crate::gradient::{Differentiate, gathered, stack_gradient};
 use crate::linalg::{SpdSolver, Threads, matmul};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
-use crate::projection::{Family, Fit, Objective, Request, Run, largest, select};
+use crate::projection::{Family, Fit, Objective, Request, Run, largest, scale_outputs, select};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
@@ -209,6 +209,10 @@ impl Family for ColumnSparse {
         let kept = largest(&scores, spec.kept);
         let columns = gaussian.matrix(out, kept.len(), (kept.len().max(1) as f64).powf(-0.5));
         Ok(Self::from_columns(storage, inp, &columns, &kept))
+    }
+
+    fn scale_outputs(&self, scale: &[f64], storage: Storage) -> Result<Self> {
+        scale_outputs(self, scale, storage, |_, (_, row, _)| Some(row))
     }
 
     fn from_parts(mut parts: Parts<'static>) -> Result<Self> {

@@ -6,7 +6,7 @@ use crate::gradient::{Differentiate, stack_gradient};
 use crate::linalg::Threads;
 use crate::matrix::{Multiply, Operands, StructuredMatrix};
 use crate::parts::Parts;
-use crate::projection::{Family, Fit, Objective, Request, Run};
+use crate::projection::{Family, Fit, Objective, Request, Run, scale_outputs};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
@@ -106,6 +106,10 @@ impl Family for Dense {
     fn random((out, inp): (usize, usize), _: &DenseSpec, storage: Storage, seed: u64) -> Result<Self> {
         let w = Gaussian::new(seed).matrix(out, inp, (inp.max(1) as f64).powf(-0.5));
         Ok(Self { weight: Factor::from_matrix(storage, &w).packed_forward() })
+    }
+
+    fn scale_outputs(&self, scale: &[f64], storage: Storage) -> Result<Self> {
+        scale_outputs(self, scale, storage, |_, (_, row, _)| Some(row))
     }
 
     fn from_parts(mut parts: Parts<'static>) -> Result<Self> {

@@ -6,7 +6,7 @@ use crate::gradient::{Differentiate, Stage, stage_gradients};
 use crate::linalg::{self, SvdMethod, SvdOptions, Threads};
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
-use crate::projection::{Family, Fit, Guarantee, Objective, Request, Run};
+use crate::projection::{Family, Fit, Guarantee, Objective, Request, Run, scale_outputs};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
@@ -269,6 +269,11 @@ impl Family for LowRank {
                 Self::with_singular_values(u, s, v)
             }
         }
+    }
+
+    fn scale_outputs(&self, scale: &[f64], storage: Storage) -> Result<Self> {
+        // The left factor comes first.
+        scale_outputs(self, scale, storage, |factor, (_, row, _)| (factor == 0).then_some(row))
     }
 
     fn from_parts(mut parts: Parts<'static>) -> Result<Self> {

@@ -322,6 +322,11 @@ impl Family for LowRankColumns {
         Ok(Self { low_rank, columns })
     }
 
+    fn scale_outputs(&self, scale: &[f64], storage: Storage) -> Result<Self> {
+        let low_rank = self.low_rank.scale_outputs(scale, storage)?;
+        Ok(Self { low_rank, columns: self.columns.scale_outputs(scale, storage)? })
+    }
+
     fn from_parts(mut parts: Parts<'static>) -> Result<Self> {
         Ok(Self { low_rank: parts.take_child()?, columns: parts.take_child()? })
     }

@@ -371,7 +371,7 @@ impl Family for SparseLowRank {
             let fitter = |objective| Fitter { w, rank, spec: spec_of, objective, run };
             let found = fitter(&Objective::Frobenius).plain(pursued.as_ref())?;
             let found = match objective {
-                Objective::Frobenius => found,
+                plain if plain.is_plain() => found,
                 weighted => fitter(weighted).descend(found.state, WEIGHTED)?,
             };
             if best.as_ref().is_none_or(|best| found.energy < best.energy) {
@@ -393,6 +393,15 @@ impl Family for SparseLowRank {
         let low_rank = LowRank::random(shape, &low_rank, storage, seed)?;
         let sparse = Sparse::random(shape, &SparseSpec { nnz, ..Default::default() }, storage, seed ^ 1)?;
         Ok(Self::of(low_rank, sparse))
+    }
+
+    fn scale_outputs(&self, scale: &[f64], storage: Storage) -> Result<Self> {
+        let low_rank = self.low_rank.scale_outputs(scale, storage)?;
+        Ok(Self {
+            low_rank,
+            sparse: self.sparse.scale_outputs(scale, storage)?,
+            expanded: Expanded::default(),
+        })
     }
 
     fn from_parts(mut parts: Parts<'static>) -> Result<Self> {

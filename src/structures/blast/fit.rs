@@ -10,6 +10,8 @@ use ndarray::{Array1, Array2, Array3, Axis, s};
 
 /// Sweeps of the block solves.
 pub(super) const SWEEPS: usize = 100;
+/// Entries of a weight below which there is time for twice as many.
+pub(super) const LARGE: usize = 1 << 20;
 /// Steps of the gradient method.
 pub(super) const GRADIENT_STEPS: usize = 300;
 /// Entries of a weight up to which the gradient method is tried as one more start.

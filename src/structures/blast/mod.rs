@@ -12,7 +12,7 @@ use crate::kernels::PanelMap;
 use crate::linalg::{Threads, matmul_into, matmul_tn};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
-use crate::projection::{Family, Fit, Objective, Request, Run};
+use crate::projection::{Family, Fit, Objective, Request, Run, scale_outputs};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
@@ -340,7 +340,7 @@ impl Family for Blast {
     const PARAMETERS: &'static [(&'static str, &'static str)] = &[
         ("blocks", "block rows x block columns, `b` or `JxK` (4x4)"),
         ("rank", "length of the diagonals"),
-        ("sweeps", "sweeps at most (100; 300 with `gradient`)"),
+        ("sweeps", "sweeps at most (200 below 2^20 entries, 100 from there on; 300 with `gradient`)"),
         ("method", "`solves` (default) or `gradient`"),
         ("delta", "shift of the Gram matrices of `gradient`, relative to the error (0.1)"),
         ("end_factor", "last step of `gradient`, relative to the first (0)"),
@@ -358,6 +358,7 @@ impl Family for Blast {
             Some(other) => return Err(Error::parameter("method", other, "solves or gradient")),
         };
         let sweeps = match method {
+            BlastMethod::Solves if m.saturating_mul(n) < fit::LARGE => 2 * fit::SWEEPS,
             BlastMethod::Solves => fit::SWEEPS,
             BlastMethod::Gradient { .. } => fit::GRADIENT_STEPS,
         };
@@ -382,6 +383,10 @@ impl Family for Blast {
         let v = Factor::from_matrix(storage, &gaussian.matrix(n, rank, (n as f64).powf(-0.5)));
         let s = Array3::from_shape_simple_fn((b1, b2, rank), || gaussian.sample());
         Self::new(u, Factor::from_fn(storage, s.dim(), |i, j, k| s[[i, j, k]]), v)
+    }
+
+    fn scale_outputs(&self, scale: &[f64], storage: Storage) -> Result<Self> {
+        scale_outputs(self, scale, storage, |factor, (_, row, _)| (factor == 0).then_some(row))
     }
 
     fn from_parts(mut parts: Parts<'static>) -> Result<Self> {

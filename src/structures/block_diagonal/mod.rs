@@ -10,7 +10,7 @@ use crate::kernels::PanelMap;
 use crate::linalg::{self, SpdSolver, Threads};
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
-use crate::projection::{Family, Fit, Guarantee, Objective, Request, Run};
+use crate::projection::{Family, Fit, Guarantee, Objective, Request, Run, scale_outputs};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
@@ -254,6 +254,17 @@ impl Family for BlockDiagonal {
         let stride = |len: usize| (0..len).map(|i| (len - 1 - i) as u32).collect();
         let order = spec.permuted.then(|| (stride(m), stride(n)));
         Self::checked((m, n), blocks, order)
+    }
+
+    fn scale_outputs(&self, scale: &[f64], storage: Storage) -> Result<Self> {
+        let rows = self.blocks.rows();
+        scale_outputs(self, scale, storage, |_, (block, row, _)| {
+            let place = block * rows + row;
+            match &self.order {
+                Some((order, _)) => order.get(place).map(|row| *row as usize),
+                None => Some(place),
+            }
+        })
     }
 
     fn from_parts(mut parts: Parts<'static>) -> Result<Self> {

@@ -11,7 +11,7 @@ use crate::kernels::{Pattern, SparseProduct, sparse_scratch_len};
 use crate::linalg::{Threads, matmul_tn};
 use crate::matrix::{Multiply, Operands, StructuredMatrix};
 use crate::parts::Parts;
-use crate::projection::{Family, Fit, Objective, Request, Run};
+use crate::projection::{Family, Fit, Objective, Request, Run, scale_outputs};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
@@ -273,6 +273,13 @@ impl Family for Sparse {
         let support = Support::choose(&scores, spec)?;
         let scale = (shape.0 as f64 / support.cols.len().max(1) as f64).sqrt();
         Ok(Self::keep(storage, &gaussian.matrix(shape.0, shape.1, scale), support))
+    }
+
+    fn scale_outputs(&self, scale: &[f64], storage: Storage) -> Result<Self> {
+        let starts = self.pattern.starts();
+        scale_outputs(self, scale, storage, |_, (_, _, place)| {
+            starts.partition_point(|start| *start as usize <= place).checked_sub(1)
+        })
     }
 
     fn from_parts(mut parts: Parts<'static>) -> Result<Self> {
