@@ -173,6 +173,35 @@ fn a_refined_model_is_the_same_after_an_interruption() {
     assert!(bytes("whole/block-001.safetensors") == bytes("part/block-001.safetensors"));
 }
 
+/// A matrix whose outputs nothing reads gets as little as there is, and another one what that frees.
+#[test]
+fn sensitivities_find_what_the_result_does_not_depend_on() {
+    let setup = Setup::new();
+    let path = setup.path("model.safetensors");
+    let mut weights = bert_weights(&BERT);
+    weights.get_mut("encoder.layer.1.output.dense.weight").unwrap().fill(0.0);
+    write(&weights, &path);
+    let model = Model::new(Architecture::bert(BERT), Arc::new(Checkpoint::open(&path).unwrap())).unwrap();
+    let unread = "encoder.layer.1.intermediate.dense.weight";
+    let mut taken = Vec::new();
+    for (k, sensitivity) in [0.0, 1.0].into_iter().enumerate() {
+        let settings = Settings { sensitivity, ..settings(ModelBudget::Params(0.5)) };
+        let work = setup.compressor(&model, settings, &format!("work-{k}")).unwrap();
+        let found = work.run(&mut ignore).unwrap();
+        assert!(found.plan.bound.unwrap() <= found.plan.cost * (1.0 + 1e-9));
+        taken.push(found.plan.choice(unread).unwrap().params);
+        found.write(setup.path("small.safetensors")).unwrap();
+        assert!(setup.error(&model, &setup.path("small.safetensors")) < 0.5);
+    }
+    assert!(taken[1] < taken[0] / 2, "{taken:?}");
+    let text = std::fs::read(setup.path("work-1/sensitivities.json")).unwrap();
+    let found: Sensitivities = serde_json::from_slice(&text).unwrap();
+    let mean = |name: &str| found.0[name].iter().sum::<f64>() / found.0[name].len() as f64;
+    assert_eq!(found.0.len(), model.sites().len());
+    assert!(mean(unread) < 1e-9 * mean("encoder.layer.0.intermediate.dense.weight"));
+    assert!(found.0.values().flatten().all(|v| v.is_finite() && *v > 0.0));
+}
+
 /// What each published rule is known by.
 #[test]
 fn published_rules_keep_the_budget_and_their_pattern() {
@@ -352,6 +381,10 @@ fn wrong_input() {
         Refinement { held_out: 1, ..Refinement::default() },
     ] {
         let bad = Settings { refinement: Some(refinement), ..settings(ModelBudget::Params(0.5)) };
+        assert!(matches!(setup.compressor(&model, bad, "bad"), Err(Error::Parameter { .. })));
+    }
+    for sensitivity in [-0.1, 1.1, f64::NAN] {
+        let bad = Settings { sensitivity, ..settings(ModelBudget::Params(0.5)) };
         assert!(matches!(setup.compressor(&model, bad, "bad"), Err(Error::Parameter { .. })));
     }
     let bad = Settings { dampening: f64::NAN, ..settings(ModelBudget::Params(0.5)) };

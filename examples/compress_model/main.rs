@@ -55,9 +55,10 @@ struct Args {
     /// Storages of their factors.
     #[arg(long, value_delimiter = ',', default_value = "f32")]
     storage: Vec<Storage>,
-    /// Let errors count as the model's last hidden states depend on them, instead of relative errors all the same.
-    #[arg(long)]
-    sensitivity: bool,
+    /// How much errors count as the model's last hidden states depend on them: from 0 (relative errors count the same) to 1 (first-order
+    /// effect, which holds while errors are small).
+    #[arg(long, default_value_t = 0.5)]
+    sensitivity: f64,
     /// Fit every stage to the inputs that compressed predecessors make, and to the outputs of the dense model. This is the default.
     #[arg(long, conflicts_with = "independent")]
     sequential: bool,

@@ -187,7 +187,7 @@ impl<'a> Compressor<'a> {
 
     /// Measured the first time they are asked for; of nothing where errors are to count the same.
     fn sensitivities(&self, exec: &mut Exec<f32>) -> Result<Sensitivities> {
-        if !self.settings.sensitivity {
+        if self.settings.sensitivity == 0.0 {
             return Ok(Sensitivities::default());
         }
         if let Some(found) = self.work.read(SENSITIVITIES)? {
@@ -215,7 +215,7 @@ impl<'a> Compressor<'a> {
             SiteSurvey::measure(
                 (&site.name, &w),
                 (&gram, moments.rank(centred)?),
-                sensitivities.of(&site.name),
+                sensitivities,
                 &self.settings,
                 self.parallelism,
             )
@@ -356,8 +356,8 @@ impl<'a> Compressor<'a> {
                 max_iterations: Some(self.settings.iterations.1),
                 ..Options::default()
             };
-            let (found, error) =
-                choice.variant.fit(&target, &gram, sensitivities.of(&site.name), &options)?;
+            let weights = sensitivities.weights(&site.name, self.settings.sensitivity);
+            let (found, error) = choice.variant.fit(&target, &gram, weights.as_deref(), &options)?;
             let bias = match linear.bias() {
                 Some(bias) if centred => {
                     let bias = moments.bias(&w, &found.matrix.to_dense_f64(), bias)?;

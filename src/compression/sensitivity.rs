@@ -1,6 +1,6 @@
 //! How much the model's result depends on each output of each matrix.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exec::Exec;
 use crate::models::{Hidden, Model, Tokens};
 use crate::random::Gaussian;
@@ -16,6 +16,9 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sensitivities(pub BTreeMap<String, Vec<f64>>);
 
+/// The least sensitivity, as a fraction of the largest.
+const LEAST: f64 = 1e-12;
+
 /// Tokens that are looked at, about.
 const TOKENS: usize = 4096;
 
@@ -23,6 +26,11 @@ impl Sensitivities {
     /// Those of a matrix, where measured.
     pub(super) fn of(&self, name: &str) -> Option<&[f64]> {
         self.0.get(name).map(Vec::as_slice)
+    }
+
+    /// The same, raised to a power: what the squared errors of its outputs are weighed by.
+    pub(super) fn weights(&self, name: &str, power: f64) -> Option<Vec<f64>> {
+        self.of(name).map(|slopes| slopes.iter().map(|slope| slope.powf(power)).collect())
     }
 
     /// Measured with the dense model on some thousands of the tokens: a forward pass that keeps the states between blocks, and a backward
@@ -48,6 +56,21 @@ impl Sensitivities {
             }
             d = gradients.hidden;
         }
-        Ok(found)
+        found.check()
+    }
+
+    /// Finite numbers, none of them zero: what seems not to matter for these tokens matters a little.
+    fn check(mut self) -> Result<Self> {
+        for (name, weights) in &self.0 {
+            if let Some(bad) = weights.iter().find(|weight| !weight.is_finite()) {
+                return Err(Error::parameter(format!("sensitivity of {name}"), bad, "a finite number"));
+            }
+        }
+        let most = self.0.values().flatten().copied().fold(0.0, f64::max);
+        if most == 0.0 {
+            return Err(Error::parameter("sensitivities", "all zero", "a model whose result depends on it"));
+        }
+        self.0.values_mut().flatten().for_each(|weight| *weight = weight.max(LEAST * most));
+        Ok(self)
     }
 }

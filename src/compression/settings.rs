@@ -66,8 +66,10 @@ pub struct Settings {
     /// Whether each stage is fitted to what the compressed stages before it make of the inputs, and to the outputs of the dense model;
     /// otherwise every matrix to what it sees in the dense model.
     pub sequential: bool,
-    /// Whether errors count as the model's last hidden states depend on them; otherwise relative errors of all matrices count the same.
-    pub sensitivity: bool,
+    /// How much errors count as the model's last hidden states depend on them: the power of the [`Sensitivities`](super::Sensitivities) that
+    /// weighs them. With 0, relative errors of all matrices count the same and nothing is measured; with 1, errors count by their first-order
+    /// effect, which holds while they are small.
+    pub sensitivity: f64,
     /// Whether biases, where there are any, take the mean error of their outputs.
     pub bias: bool,
     /// Noise assumed in every input; see [`Moments::gram`](crate::calibration::Moments::gram). Fits in sequence want much of it, 0.3: little
@@ -95,7 +97,7 @@ impl Settings {
             method: Method::Auto,
             variants: Vec::new(),
             sequential: true,
-            sensitivity: false,
+            sensitivity: 0.5,
             bias: true,
             dampening: 0.3,
             iterations: (4, 12),
@@ -139,6 +141,9 @@ impl Settings {
         }
         if !(self.dampening >= 0.0 && self.dampening.is_finite()) {
             return Err(Error::parameter("dampening", self.dampening, "a finite number >= 0"));
+        }
+        if !(0.0..=1.0).contains(&self.sensitivity) {
+            return Err(Error::parameter("sensitivity", self.sensitivity, "0 to 1"));
         }
         self.refinement.as_ref().map_or(Ok(()), Refinement::check)
     }
