@@ -10,6 +10,7 @@ mod file_map;
 mod gemm;
 mod level;
 mod mix;
+mod narrow;
 mod packing;
 mod panels;
 

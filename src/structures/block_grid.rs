@@ -214,7 +214,15 @@ impl<R: RowOrder> BlockGrid<R> {
         if group == 0 || !s.is_multiple_of(group) {
             return bad(format!("row groups of {group} do not divide blocks of {s} rows"));
         }
-        Ok(Self { shape: (m, n), u: u.packed_forward(), v: v.packed_forward(), group, order: PhantomData })
+        Ok(Self::laid_out((m, n), u, v, group))
+    }
+
+    fn laid_out(shape: (usize, usize), u: Factor, v: Factor, group: usize) -> Self {
+        let mut grid = Self { shape, u, v, group, order: PhantomData };
+        let (first, second) = (grid.first(), grid.second());
+        grid.u = grid.u.packed_for(Op::Forward, second);
+        grid.v = grid.v.packed_for(Op::Forward, first);
+        grid
     }
 
     /// Where the inputs and intermediates of the first stage lie: intermediate `(j, k, rho)` in this order.
@@ -348,7 +356,7 @@ impl<R: RowOrder> Family for BlockGrid<R> {
             let v = Factor::from_fn(run.storage(), (k, j * t, p), |kappa, r, i| {
                 blocks[r / t].v[[kappa * t + r % t, i]]
             });
-            Self { shape: (m, n), u: u.packed_forward(), v: v.packed_forward(), group, order: PhantomData }
+            Self::laid_out((m, n), u, v, group)
         }))
     }
 

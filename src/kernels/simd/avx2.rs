@@ -67,6 +67,7 @@ impl Simd<f32> for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
     type V = __m256;
+    type Index = __m256i;
 
     #[inline(always)]
     fn zero(self) -> __m256 {
@@ -110,6 +111,14 @@ impl Simd<f32> for Avx2 {
             let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
             (_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high))
         }
+    }
+    #[inline(always)]
+    unsafe fn index(self, ptr: *const i32) -> __m256i {
+        unsafe { _mm256_loadu_si256(ptr.cast()) }
+    }
+    #[inline(always)]
+    fn permute(self, a: __m256, index: __m256i) -> __m256 {
+        unsafe { _mm256_permutevar8x32_ps(a, index) }
     }
     #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> __m256 {
@@ -175,6 +184,7 @@ impl Simd<f64> for Avx2 {
     const LANES: usize = 4;
     const REGISTERS: usize = 16;
     type V = __m256d;
+    type Index = __m256i;
 
     #[inline(always)]
     fn zero(self) -> __m256d {
@@ -217,6 +227,17 @@ impl Simd<f64> for Avx2 {
             let (low, high) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
             (_mm256_permute2f128_pd::<0x20>(low, high), _mm256_permute2f128_pd::<0x31>(low, high))
         }
+    }
+    #[inline(always)]
+    unsafe fn index(self, ptr: *const i32) -> __m256i {
+        unsafe { // The halves of each number.
+            let two = _mm256_slli_epi64::<1>(_mm256_cvtepu32_epi64(_mm_loadu_si128(ptr.cast())));
+            let high = _mm256_slli_epi64::<32>(_mm256_add_epi64(two, _mm256_set1_epi64x(1)));
+            _mm256_or_si256(two, high) }
+    }
+    #[inline(always)]
+    fn permute(self, a: __m256d, index: __m256i) -> __m256d {
+        unsafe { _mm256_castps_pd(_mm256_permutevar8x32_ps(_mm256_castpd_ps(a), index)) }
     }
     #[inline(always)]
     unsafe fn load(self, ptr: *const f64) -> __m256d {

@@ -25,6 +25,7 @@ impl Simd<f32> for Avx512 {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
     type V = __m512;
+    type Index = __m512i;
 
     #[inline(always)]
     fn zero(self) -> __m512 {
@@ -65,6 +66,14 @@ impl Simd<f32> for Avx512 {
             let high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
             (_mm512_permutex2var_ps(a, low, b), _mm512_permutex2var_ps(a, high, b))
         }
+    }
+    #[inline(always)]
+    unsafe fn index(self, ptr: *const i32) -> __m512i {
+        unsafe { _mm512_loadu_si512(ptr.cast()) }
+    }
+    #[inline(always)]
+    fn permute(self, a: __m512, index: __m512i) -> __m512 {
+        unsafe { _mm512_permutexvar_ps(index, a) }
     }
     #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> __m512 {
@@ -138,6 +147,7 @@ impl Simd<f64> for Avx512 {
     const LANES: usize = 8;
     const REGISTERS: usize = 32;
     type V = __m512d;
+    type Index = __m512i;
 
     #[inline(always)]
     fn zero(self) -> __m512d {
@@ -178,6 +188,14 @@ impl Simd<f64> for Avx512 {
                 (_mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15));
             (_mm512_permutex2var_pd(a, low, b), _mm512_permutex2var_pd(a, high, b))
         }
+    }
+    #[inline(always)]
+    unsafe fn index(self, ptr: *const i32) -> __m512i {
+        unsafe { _mm512_cvtepi32_epi64(_mm256_loadu_si256(ptr.cast())) }
+    }
+    #[inline(always)]
+    fn permute(self, a: __m512d, index: __m512i) -> __m512d {
+        unsafe { _mm512_permutexvar_pd(index, a) }
     }
     #[inline(always)]
     unsafe fn load(self, ptr: *const f64) -> __m512d {

@@ -30,6 +30,8 @@ pub trait Simd<T>: Copy + Send + Sync {
     const REGISTERS: usize;
     /// The vector.
     type V: Copy;
+    /// A lane for each lane.
+    type Index: Copy;
 
     /// All lanes zero.
     fn zero(self) -> Self::V;
@@ -49,6 +51,13 @@ pub trait Simd<T>: Copy + Send + Sync {
     fn sum(self, a: Self::V) -> T;
     /// The lanes of `a` and `b` in turns: the first half of `a0 b0 a1 b1 ..`, and the second.
     fn zip(self, a: Self::V, b: Self::V) -> (Self::V, Self::V);
+    /// Reads `LANES` lanes, each less than `LANES`.
+    ///
+    /// # Safety
+    /// `ptr` is valid for that many reads.
+    unsafe fn index(self, ptr: *const i32) -> Self::Index;
+    /// The lanes of `a` that `index` names.
+    fn permute(self, a: Self::V, index: Self::Index) -> Self::V;
     /// Reads `LANES` numbers.
     ///
     /// # Safety
@@ -120,6 +129,24 @@ pub(super) fn transpose<T, S: Simd<T>>(simd: S, rows: [S::V; 16]) -> [S::V; 16] 
         rows = next;
     }
     rows
+}
+
+/// The same shuffles of `N` vectors, `rounds` times: a matrix of `2^rounds` rows that fills them is transposed.
+#[inline(always)]
+pub(super) fn shuffle<T, S: Simd<T>, const N: usize>(
+    simd: S,
+    vectors: [S::V; N],
+    rounds: u32,
+) -> [S::V; N] {
+    let mut vectors = vectors;
+    for _ in 0..rounds {
+        let mut next = vectors;
+        for i in 0..N / 2 {
+            (next[2 * i], next[2 * i + 1]) = simd.zip(vectors[i], vectors[i + N / 2]);
+        }
+        vectors = next;
+    }
+    vectors
 }
 
 /// The sums of the first `LANES` vectors, in the lanes of one.

@@ -15,6 +15,7 @@ macro_rules! portable {
             const LANES: usize = N;
             const REGISTERS: usize = 16;
             type V = [$t; N];
+            type Index = [i32; N];
 
             #[inline(always)]
             fn zero(self) -> Self::V {
@@ -52,6 +53,15 @@ macro_rules! portable {
             fn zip(self, a: Self::V, b: Self::V) -> (Self::V, Self::V) {
                 let pick = |k: usize| if k % 2 == 0 { a[k / 2] } else { b[k / 2] };
                 (std::array::from_fn(pick), std::array::from_fn(|i| pick(N + i)))
+            }
+            #[inline(always)]
+            unsafe fn index(self, ptr: *const i32) -> Self::Index {
+                // SAFETY: the caller vouches for N reads.
+                unsafe { ptr.cast::<Self::Index>().read_unaligned() }
+            }
+            #[inline(always)]
+            fn permute(self, a: Self::V, index: Self::Index) -> Self::V {
+                std::array::from_fn(|i| a[index[i] as usize % N])
             }
             #[inline(always)]
             unsafe fn load(self, ptr: *const $t) -> Self::V {
