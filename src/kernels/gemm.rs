@@ -162,8 +162,8 @@ pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_
     let io = Io { map, op, x, y_stride: y.stride(), y: Output(y.as_mut_ptr()), update };
     let work = map.blocks.saturating_mul(map.rows).saturating_mul(map.cols).saturating_mul(x.rows());
     if let Some(packing) = packing {
-        if packing.shared.is_some() {
-            assert!(first == 0 && packing.shared == Packing::lanes_of(map, packing.lanes));
+        if packing.is_shared() {
+            assert!(first == 0 && packing.shared_map() == Packing::lanes_of(map, packing.lanes));
             return narrow::multiply(source, packing, io, policy.tasks(work), policy.level);
         }
         // Panels are used whole, and along their steps inputs are read as they lie.

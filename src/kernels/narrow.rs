@@ -17,23 +17,45 @@ use crate::scalar::Scalar;
 use crate::storage::GROUP;
 use std::ops::Range;
 
-/// Turned inputs at once.
-const TURNED: usize = 4096;
+/// Turned inputs of a batch row at once.
+const TURNED: usize = 2048;
+
+/// Batch rows that meet a weight together.
+const ROWS: usize = 4;
 
 /// Lanes of the widest vector.
 const MAX_LANES: usize = 16;
 
-/// `QUOTIENTS[g][i] = i / g`: in lanes from number `i` of a group on, how many groups further each lane is.
-static QUOTIENTS: [[i32; FEWEST + MAX_LANES]; FEWEST] = {
-    let mut all = [[0; FEWEST + MAX_LANES]; FEWEST];
+/// Numbers of a group's lanes: those of a vector that starts in any of [`MAX_LANES`] / 2 blocks.
+const COUNTED: usize = FEWEST * MAX_LANES / 2 + MAX_LANES;
+
+/// `BLOCKS[g][i] = i / g`: blocks of lanes in groups of `g`.
+static BLOCKS: [[i32; COUNTED]; FEWEST] = {
+    let mut all = [[0; COUNTED]; FEWEST];
     let mut g = 1;
     while g < FEWEST {
         let mut i = 0;
-        while i < FEWEST + MAX_LANES {
+        while i < COUNTED {
             all[g][i] = (i / g) as i32;
             i += 1;
         }
         g += 1;
+    }
+    all
+};
+
+/// `REPEATED[k][r][i] = 2^k r + i mod 2^k`: number `r` of the rows of `2^k` that a vector holds, over and over.
+static REPEATED: [[[i32; MAX_LANES]; MAX_LANES / 2]; 4] = {
+    let mut all = [[[0; MAX_LANES]; MAX_LANES / 2]; 4];
+    let mut k = 1;
+    while k < 4 {
+        let mut at = 0;
+        while at < MAX_LANES * (MAX_LANES >> k) {
+            let (r, i) = (at / MAX_LANES, at % MAX_LANES);
+            all[k][r][i] = ((r << k) + i % (1 << k)) as i32;
+            at += 1;
+        }
+        k += 1;
     }
     all
 };
@@ -57,14 +79,14 @@ pub(super) fn multiply<T: Scalar, W: Source>(
     tasks: usize,
     level: Level,
 ) {
-    if let Some(map) = packing.shared {
+    if let Some(map) = packing.shared_map() {
         split(&Task { source, packing, map, io, lanes: 0..packing.n_lanes() }, tasks, level);
     }
 }
 
 fn split<T: Scalar, W: Source>(task: &Task<'_, T, W>, tasks: usize, level: Level) {
     let halves = if tasks < 2 { None } else { task.halves() };
-    let Some((left, right)) = halves else { return T::dispatch(level, task) };
+    let Some((left, right)) = halves else { return T::dispatch(level, Product(task, level)) };
     let half = tasks / 2;
     super::team::join(|| split(&left, tasks - half, level), || split(&right, half, level));
 }
@@ -92,16 +114,21 @@ impl<'a, T, W: Source> Task<'a, T, W> {
     }
 }
 
-impl<T: Scalar, W: Source> Kernel<T> for &Task<'_, T, W> {
+/// The product of a task.
+struct Product<'t, 'a, T, W>(&'t Task<'a, T, W>, Level);
+
+impl<T: Scalar, W: Source> Kernel<T> for Product<'_, '_, T, W> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
+        let Self(task, level) = self;
         // SAFETY: `multiply` of `gemm` has checked that source, x and y fit the map.
-        unsafe { if self.along() { lanes(simd, self) } else { steps(simd, self) } }
+        unsafe { if task.along() { lanes(simd, task, level) } else { steps(simd, task) } }
     }
 }
 
-/// Inputs of blocks `first ..` for steps `from .. from + len`, turned: block after block for each step, `stride` numbers apart.
+/// Inputs of blocks `first ..` for steps `from .. from + len`, turned: for each step those of all blocks, `stride` numbers apart, and after
+/// them the first ones again.
 struct Turned<T> {
     numbers: *mut T,
     stride: usize,
@@ -109,40 +136,67 @@ struct Turned<T> {
     blocks: usize,
     from: usize,
     len: usize,
-    /// Fewer blocks than lanes, a power of two of them: a row is read from its start, and lanes find their block in it.
-    few: bool,
+}
+
+impl<T> Clone for Turned<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Turned<T> {}
+
+impl<T> Turned<T> {
+    /// Whether a vector holds the inputs of all blocks, over and over.
+    #[inline(always)]
+    fn repeated(&self, lanes: usize) -> bool {
+        self.stride == lanes
+    }
 }
 
 /// Outputs are lanes.
 #[inline(always)]
-unsafe fn lanes<T: Scalar, S: Simd<T>, W: Source>(simd: S, task: &Task<'_, T, W>) {
+unsafe fn lanes<T: Scalar, S: Simd<T>, W: Source>(simd: S, task: &Task<'_, T, W>, level: Level) {
     let PanelMap { blocks, rows, cols: depth, group } = task.map;
-    let mut numbers = Aligned::<T, TURNED>::new();
+    let mut numbers = Aligned::<T, { ROWS * TURNED }>::new();
     let numbers = numbers.pointer();
-    let few = blocks < S::LANES && blocks.is_power_of_two();
-    // Blocks at once: all, unless a group of steps of them has no room.
-    // An even number, since two numbers may share a byte.
-    let most = blocks.min((TURNED / depth.min(GROUP) - S::LANES) & !1);
-    let (stride, room) = if few { (blocks, TURNED - S::LANES) } else { (most + S::LANES, TURNED) };
-    let steps = if depth <= GROUP { depth } else { room / stride / GROUP * GROUP };
-    // SAFETY: the caller's; turned inputs have room for `steps` strides, and a vector beyond them where there are few blocks.
+    // Blocks at once: all, unless a group of steps of them has no room; an even number, since two weights may share a byte.
+    let most = blocks.min((TURNED / depth.min(GROUP) / S::LANES - 1) * S::LANES);
+    let repeated = blocks < S::LANES && blocks.is_power_of_two();
+    let stride = if repeated { S::LANES } else { (most.div_ceil(S::LANES) + 1) * S::LANES };
+    let steps = if depth <= GROUP { depth } else { TURNED / stride / GROUP * GROUP };
+    // SAFETY: the caller's; there is room for `steps` strides.
     unsafe {
-        for row in 0..task.io.x.rows() {
+        let mut row = 0;
+        while row < task.io.x.rows() {
+            let together = if row + ROWS <= task.io.x.rows() { ROWS } else { 1 };
             let x = task.io.x.as_ptr().add(row * task.io.x.stride());
             let y = task.io.y.0.add(row * task.io.y_stride);
+            row += together;
             for first in (0..blocks).step_by(most) {
                 let count = most.min(blocks - first);
                 for from in (0..depth).step_by(steps) {
                     let len = steps.min(depth - from);
-                    let turned = Turned { numbers, stride, first, blocks: count, from, len, few };
-                    turn(simd, x, task.map, &turned);
+                    let turned = Turned { numbers, stride, first, blocks: count, from, len };
+                    for r in 0..together {
+                        let x = x.add(r * task.io.x.stride() + first * depth + from);
+                        let numbers = numbers.add(r * TURNED);
+                        T::dispatch(level, Turn { x, depth, turned: Turned { numbers, ..turned } });
+                    }
+                    let outputs = |range: Range<usize>| {
+                        if together == ROWS {
+                            rows_of::<T, S, W, ROWS>(simd, task, turned, range, y);
+                        } else {
+                            rows_of::<T, S, W, 1>(simd, task, turned, range, y);
+                        }
+                    };
                     if count == blocks {
-                        rows_of(simd, task, &turned, task.lanes.clone(), y);
+                        outputs(task.lanes.clone());
                         continue;
                     }
                     for groups in (0..rows / group).map(|i| (i * blocks + first) * group) {
-                        let range = groups.max(task.lanes.start)..(groups + count * group).min(task.lanes.end);
-                        rows_of(simd, task, &turned, range, y);
+                        let range =
+                            groups.max(task.lanes.start)..(groups + count * group).min(task.lanes.end);
+                        outputs(range);
                     }
                 }
             }
@@ -150,212 +204,319 @@ unsafe fn lanes<T: Scalar, S: Simd<T>, W: Source>(simd: S, task: &Task<'_, T, W>
     }
 }
 
-/// Turns inputs. After the last block come those of the first ones again, for vectors of lanes that go on there.
-#[inline(always)]
-unsafe fn turn<T: Scalar, S: Simd<T>>(simd: S, x: *const T, map: PanelMap, turned: &Turned<T>) {
-    let Turned { numbers, stride, first, blocks, from, len, few } = *turned;
-    let depth = map.cols;
-    // SAFETY: the caller's.
-    unsafe {
-        let mut done = 0;
-        // Vectors that hold whole blocks are shuffled in registers.
-        macro_rules! squares {
-            ($n:expr, $rows:expr, $step:expr) => {{
-                let rows: usize = $rows;
-                while done + rows <= blocks {
-                    let from = x.add((first + done) * depth);
-                    let vectors: [S::V; $n] = std::array::from_fn(|v| simd.load(from.add(v * S::LANES)));
-                    let vectors = shuffle(simd, vectors, rows.ilog2());
-                    for v in 0..$n {
-                        simd.store(numbers.add(v * $step + done), vectors[v]);
-                    }
-                    done += rows;
+/// Turns inputs, from the first one of the first block on. Compiled once for all storages.
+struct Turn<T> {
+    x: *const T,
+    depth: usize,
+    turned: Turned<T>,
+}
+
+impl<T: Scalar> Kernel<T> for Turn<T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, simd: S) {
+        let Self { x, depth, turned } = self;
+        let Turned { numbers, stride, blocks, len, .. } = turned;
+        let repeated = turned.repeated(S::LANES);
+        // SAFETY: the caller's: `blocks` rows of inputs, `depth` apart, and room for `len` strides.
+        unsafe {
+            let mut done = 0;
+            if repeated && len == depth {
+                macro_rules! all {
+                    ($n:expr) => {{
+                        let vectors: [S::V; $n] = std::array::from_fn(|v| simd.load(x.add(v * S::LANES)));
+                        let vectors = shuffle(simd, vectors, blocks.ilog2());
+                        let rows = &REPEATED[blocks.ilog2() as usize];
+                        let each = S::LANES / blocks;
+                        for r in 0..each {
+                            let index = simd.index(rows[r].as_ptr());
+                            for v in 0..$n {
+                                let at = (v * each + r) * stride;
+                                simd.store(numbers.add(at), simd.permute(vectors[v], index));
+                            }
+                        }
+                        return;
+                    }};
                 }
-            }};
-        }
-        if few {
-            match blocks * depth {
-                _ if len < depth => {}
-                n if n == 2 * S::LANES => squares!(2, blocks, S::LANES),
-                n if n == 4 * S::LANES => squares!(4, blocks, S::LANES),
-                n if n == 8 * S::LANES => squares!(8, blocks, S::LANES),
-                n if n == 16 * S::LANES => squares!(16, blocks, S::LANES),
-                _ => {}
+                // Few blocks in whole vectors.
+                match blocks * depth {
+                    n if n == 2 * S::LANES => all!(2),
+                    n if n == 4 * S::LANES => all!(4),
+                    n if n == 8 * S::LANES => all!(8),
+                    _ => {}
+                }
+            } else if len == depth {
+                macro_rules! groups {
+                    ($n:expr) => {{
+                        while done + S::LANES <= blocks {
+                            let from = x.add(done * depth);
+                            let vectors: [S::V; $n] =
+                                std::array::from_fn(|v| simd.load(from.add(v * S::LANES)));
+                            let vectors = shuffle(simd, vectors, S::LANES.ilog2());
+                            for v in 0..$n {
+                                simd.store(numbers.add(v * stride + done), vectors[v]);
+                            }
+                            done += S::LANES;
+                        }
+                    }};
+                }
+                // As many blocks as lanes in whole vectors.
+                match depth {
+                    2 => groups!(2),
+                    4 => groups!(4),
+                    8 => groups!(8),
+                    16 => groups!(16),
+                    _ => {}
+                }
             }
-        } else {
-            match depth {
-                2 => squares!(2, S::LANES, stride),
-                4 => squares!(4, S::LANES, stride),
-                8 => squares!(8, S::LANES, stride),
-                16 => squares!(16, S::LANES, stride),
-                _ => {}
+            let end = if repeated { S::LANES } else { blocks + S::LANES };
+            while done < end {
+                if done == blocks {
+                    for k in 0..len {
+                        let row = numbers.add(k * stride);
+                        simd.store(row.add(done), simd.load(row));
+                    }
+                    return;
+                }
+                for k in (0..len).step_by(S::LANES) {
+                    let wanted = S::LANES.min(len - k);
+                    let mut square = [simd.zero(); 16];
+                    let mut block = done % blocks;
+                    for i in 0..S::LANES {
+                        let x = x.add(block * depth + k);
+                        square[i] = if wanted == S::LANES { simd.load(x) } else { simd.load_part(x, wanted) };
+                        block = if block + 1 == blocks { 0 } else { block + 1 };
+                    }
+                    let square = transpose(simd, square);
+                    for i in 0..wanted {
+                        simd.store(numbers.add((k + i) * stride + done), square[i]);
+                    }
+                }
+                done += S::LANES;
             }
-        }
-        for block in done..blocks {
-            let x = x.add((first + block) * depth + from);
-            for k in 0..len {
-                *numbers.add(k * stride + block) = *x.add(k);
-            }
-        }
-        if few {
-            simd.store(numbers.add(len * stride), simd.zero());
-            return;
-        }
-        let mut next = 0;
-        for i in 0..S::LANES {
-            let x = x.add((first + next) * depth + from);
-            for k in 0..len {
-                *numbers.add(k * stride + blocks + i) = *x.add(k);
-            }
-            next = if next + 1 == blocks { 0 } else { next + 1 };
         }
     }
 }
 
-/// The outputs of a range of lanes whose blocks are turned.
+/// Where a vector of lanes begins: in a block of those that are turned, at a lane of a group.
+#[derive(Clone, Copy)]
+struct Place {
+    block: usize,
+    phase: usize,
+}
+
+/// The outputs of a range of lanes whose blocks are turned, in `R` batch rows.
 #[inline(always)]
-unsafe fn rows_of<T: Scalar, S: Simd<T>, W: Source>(
+unsafe fn rows_of<T: Scalar, S: Simd<T>, W: Source, const R: usize>(
     simd: S,
     task: &Task<'_, T, W>,
-    turned: &Turned<T>,
+    turned: Turned<T>,
     lanes: Range<usize>,
     y: *mut T,
 ) {
     let PanelMap { blocks, group, .. } = task.map;
-    let overwrite = turned.from == 0 && task.io.update == Update::Overwrite;
-    let quotients = &QUOTIENTS[group];
-    // Blocks and lanes of a group from one vector to the next.
-    let (more, phases) = (S::LANES / group % turned.blocks, S::LANES % group);
-    let (mut lane, mut block, mut phase) = (lanes.start, 0, 0);
-    let mut known = false;
-    // SAFETY: the caller's; lanes stay below `LANES`, and vectors in their panel.
+    let (overwrite, stride) = (turned.from == 0 && task.io.update == Update::Overwrite, task.io.y_stride);
+    let repeated = turned.repeated(S::LANES);
+    let table = BLOCKS[group].as_ptr();
+    let (further, phases) = (S::LANES / group % turned.blocks, S::LANES % group);
+    let next = |at: Place| {
+        let wraps = usize::from(at.phase + phases >= group);
+        let (block, phase) = (at.block + further + wraps, at.phase + phases - wraps * group);
+        Place { block: if block >= turned.blocks { block - turned.blocks } else { block }, phase }
+    };
+    // Inputs of the lanes: where their first vector lies, and which of it each lane takes.
+    let inputs = |at: Place| {
+        // SAFETY: a block of those turned, and of fewer than half a vector where they are repeated.
+        unsafe {
+            match repeated {
+                true => (turned.numbers.cast_const(), simd.index(table.add(at.block * group + at.phase))),
+                false => (turned.numbers.cast_const().add(at.block), simd.index(table.add(at.phase))),
+            }
+        }
+    };
+    let (mut lane, mut place) = (lanes.start, None);
+    // SAFETY: the caller's; lanes stay below those of the range, and vectors in their panel.
     unsafe {
         while lane < lanes.end {
-            if !known {
-                (block, phase) = (lane / group % blocks - turned.first, lane % group);
-            }
-            let count = (S::LANES - lane % S::LANES).min(lanes.end - lane);
-            let (index, x) = if turned.few {
-                let mask = (turned.blocks - 1) as i32;
-                let lanes: [i32; MAX_LANES] =
-                    std::array::from_fn(|i| (quotients[phase + i] + block as i32) & mask);
-                (simd.index(lanes.as_ptr()), turned.numbers)
-            } else {
-                (simd.index(quotients.as_ptr().add(phase)), turned.numbers.add(block))
-            };
-            let sum = sums(simd, task, turned, lane, index, x);
-            let out = y.add(lane);
-            if count == S::LANES {
-                simd.store(out, if overwrite { sum } else { simd.add(simd.load(out), sum) });
-            } else {
-                let sum = if overwrite { sum } else { simd.add(simd.load_part(out, count), sum) };
-                simd.store_part(out, sum, count);
-            }
-            lane += count;
-            known = count == S::LANES;
-            (block, phase) = (block + more, phase + phases);
-            if phase >= group {
-                (block, phase) = (block + 1, phase - group);
-            }
-            if block >= turned.blocks {
-                block -= turned.blocks;
+            let first = lane / PANEL * PANEL;
+            let (at, width) = task.packing.panel(0, first);
+            let scale = task.packing.panel_scales(0, first) + turned.from / GROUP * width;
+            let at = at + turned.from * width;
+            let end = lanes.end.min(first + PANEL);
+            while lane < end {
+                let here = place.unwrap_or_else(|| Place {
+                    block: lane / group % blocks - turned.first,
+                    phase: lane % group,
+                });
+                let then = next(here);
+                let from = lane - first;
+                if lane.is_multiple_of(S::LANES) && lane + 2 * S::LANES <= end {
+                    let x = [inputs(here), inputs(then)];
+                    let sums = sums::<T, S, W, R, 2>(simd, task, turned, at + from, width, scale + from, x);
+                    for r in 0..R {
+                        for v in 0..2 {
+                            let (out, sum) = (y.add(r * stride + lane + v * S::LANES), sums[r][v]);
+                            simd.store(out, if overwrite { sum } else { simd.add(simd.load(out), sum) });
+                        }
+                    }
+                    lane += 2 * S::LANES;
+                    place = Some(next(then));
+                    continue;
+                }
+                let x = [inputs(here)];
+                let sums = sums::<T, S, W, R, 1>(simd, task, turned, at + from, width, scale + from, x);
+                let count = (S::LANES - lane % S::LANES).min(end - lane);
+                for r in 0..R {
+                    let (out, sum) = (y.add(r * stride + lane), sums[r][0]);
+                    if count == S::LANES {
+                        simd.store(out, if overwrite { sum } else { simd.add(simd.load(out), sum) });
+                    } else {
+                        let sum = if overwrite { sum } else { simd.add(simd.load_part(out, count), sum) };
+                        simd.store_part(out, sum, count);
+                    }
+                }
+                lane += count;
+                place = (count == S::LANES).then_some(then);
             }
         }
     }
 }
 
-/// The sums of a vector of lanes over the steps that are turned.
+/// The sums of `V` vectors of lanes over the steps that are turned, in `R` batch rows: weights from number `at` on, `width` numbers apart.
 #[inline(always)]
-unsafe fn sums<T: Scalar, S: Simd<T>, W: Source>(
+unsafe fn sums<T: Scalar, S: Simd<T>, W: Source, const R: usize, const V: usize>(
     simd: S,
     task: &Task<'_, T, W>,
-    turned: &Turned<T>,
-    lane: usize,
-    index: S::Index,
-    x: *const T,
-) -> S::V {
-    let first = lane / PANEL * PANEL;
-    let (at, width) = task.packing.panel(0, first);
-    let at = at + turned.from * width + lane - first;
-    let mut scale = task.packing.panel_scales(0, first) + turned.from / GROUP * width + lane - first;
+    turned: Turned<T>,
+    at: usize,
+    width: usize,
+    scale: usize,
+    x: [(*const T, S::Index); V],
+) -> [[S::V; V]; R] {
     let group = if W::SCALED { GROUP } else { turned.len };
-    let (mut from, mut total) = (0, simd.zero());
+    let (mut from, mut scale, mut totals) = (0, scale, [[simd.zero(); V]; R]);
     // SAFETY: the caller's.
     unsafe {
-        let step = |k: usize, sum: S::V| {
-            let xs = simd.permute(simd.load(x.add(k * turned.stride)), index);
-            simd.mul_add(task.source.codes(simd, at + k * width), xs, sum)
-        };
         while from < turned.len {
             let to = turned.len.min(from + group);
-            let (mut even, mut odd) = (simd.zero(), simd.zero());
+            let mut sums = [[[simd.zero(); V]; R]; 2];
             let mut k = from;
+            macro_rules! step {
+                ($k:expr, $u:expr) => {
+                    for v in 0..V {
+                        let w = task.source.codes(simd, at + $k * width + v * S::LANES);
+                        for r in 0..R {
+                            let xs = simd.load(x[v].0.add(r * TURNED + $k * turned.stride));
+                            sums[$u][r][v] = simd.mul_add(w, simd.permute(xs, x[v].1), sums[$u][r][v]);
+                        }
+                    }
+                };
+            }
             while k + 2 <= to {
-                even = step(k, even);
-                odd = step(k + 1, odd);
+                step!(k, 0);
+                step!(k + 1, 1);
                 k += 2;
             }
             if k < to {
-                even = step(k, even);
+                step!(k, 0);
             }
-            let sum = simd.add(even, odd);
-            total = if W::SCALED { simd.mul_add(sum, task.source.scales(simd, scale), total) } else { sum };
+            for v in 0..V {
+                let scales = task.source.scales(simd, scale + v * S::LANES);
+                for r in 0..R {
+                    let sum = simd.add(sums[0][r][v], sums[1][r][v]);
+                    totals[r][v] = if W::SCALED { simd.mul_add(sum, scales, totals[r][v]) } else { sum };
+                }
+            }
             scale += width;
             from = to;
         }
     }
-    total
+    totals
 }
 
-/// Outputs are steps: the products of squares of lanes and steps are turned, and the lanes of a block added up.
+/// Numbers of the sums of a batch row that are kept in whole vectors.
+const KEPT: usize = 8192;
+
+/// Outputs are steps: products of squares of lanes and steps are added up over vectors of the same blocks, then turned, and the lanes of a block
+/// added up.
 #[inline(always)]
 unsafe fn steps<T: Scalar, S: Simd<T>, W: Source>(simd: S, task: &Task<'_, T, W>) {
     let PanelMap { blocks, cols: depth, group, .. } = task.map;
     let n_lanes = task.lanes.end;
-    // SAFETY: the caller's.
+    let vectors = n_lanes.div_ceil(S::LANES);
+    // Vectors after which lanes belong to the same blocks again: both numbers divide it.
+    let all = blocks * group;
+    let period = all / S::LANES.min(1 << all.trailing_zeros());
+    let mut kept = Aligned::<T, KEPT>::new();
+    let kept = kept.pointer();
+    // Sums of a block in whole vectors where there is room: parts of vectors that overlap are read back late.
+    let wide = depth.next_multiple_of(S::LANES);
+    let keeps = blocks.saturating_mul(wide) <= KEPT;
+    // SAFETY: the caller's; kept sums have room for all blocks.
     unsafe {
         for row in 0..task.io.x.rows() {
             let x = task.io.x.as_ptr().add(row * task.io.x.stride());
             let y = task.io.y.0.add(row * task.io.y_stride);
-            if task.io.update == Update::Overwrite {
+            if keeps {
+                (0..blocks * wide).step_by(S::LANES).for_each(|i| simd.store(kept.add(i), simd.zero()));
+            } else if task.io.update == Update::Overwrite {
                 (0..blocks * depth).for_each(|i| *y.add(i) = T::default());
             }
-            for lane in (0..n_lanes).step_by(S::LANES) {
-                let count = S::LANES.min(n_lanes - lane);
-                let xs = if count == S::LANES {
-                    simd.load(x.add(lane))
-                } else {
-                    simd.load_part(x.add(lane), count)
-                };
-                let first = lane / PANEL * PANEL;
-                let (at, width) = task.packing.panel(0, first);
-                let (at, scale) = (at + lane - first, task.packing.panel_scales(0, first) + lane - first);
-                for from in (0..depth).step_by(S::LANES) {
-                    let steps = S::LANES.min(depth - from);
-                    let xs = match W::SCALED {
-                        true => simd.mul(xs, task.source.scales(simd, scale + from / GROUP * width)),
-                        false => xs,
+            for (start, from) in (0..period.min(vectors))
+                .flat_map(|start| (0..depth).step_by(S::LANES).map(move |from| (start * S::LANES, from)))
+            {
+                let steps = S::LANES.min(depth - from);
+                let mut square = [simd.zero(); 16];
+                for lane in (start..n_lanes).step_by(period * S::LANES) {
+                    let left = n_lanes - lane;
+                    let mut xs = match left >= S::LANES {
+                        true => simd.load(x.add(lane)),
+                        false => simd.load_part(x.add(lane), left),
                     };
-                    let mut square = [simd.zero(); 16];
-                    for i in 0..steps {
-                        square[i] = simd.mul(task.source.codes(simd, at + (from + i) * width), xs);
+                    let first = lane / PANEL * PANEL;
+                    let (at, width) = task.packing.panel(0, first);
+                    let at = at + from * width + lane - first;
+                    if W::SCALED {
+                        let scale = task.packing.panel_scales(0, first) + from / GROUP * width + lane - first;
+                        xs = simd.mul(xs, task.source.scales(simd, scale));
                     }
-                    let square = transpose(simd, square);
-                    let mut i = 0;
-                    while i < count {
-                        let (block, run) = ((lane + i) / group % blocks, group - (lane + i) % group);
-                        let end = count.min(i + run);
-                        let mut sum = square[i];
-                        for j in i + 1..end {
-                            sum = simd.add(sum, square[j]);
+                    if steps == S::LANES {
+                        for i in 0..S::LANES {
+                            square[i] = simd.mul_add(task.source.codes(simd, at + i * width), xs, square[i]);
                         }
+                    } else {
+                        for i in 0..steps {
+                            square[i] = simd.mul_add(task.source.codes(simd, at + i * width), xs, square[i]);
+                        }
+                    }
+                }
+                let square = transpose(simd, square);
+                // Lanes beyond the last one are zeros, of whatever block.
+                let count = S::LANES.min(n_lanes - start);
+                let (mut i, mut block, mut phase) = (0, start / group % blocks, start % group);
+                while i < count {
+                    let end = count.min(i + group - phase);
+                    let mut sum = square[i];
+                    for j in i + 1..end {
+                        sum = simd.add(sum, square[j]);
+                    }
+                    if keeps {
+                        let out = kept.add(block * wide + from);
+                        simd.store(out, simd.add(simd.load(out), sum));
+                    } else {
                         let out = y.add(block * depth + from);
-                        if steps == S::LANES {
-                            simd.store(out, simd.add(simd.load(out), sum));
-                        } else {
-                            simd.store_part(out, simd.add(simd.load_part(out, steps), sum), steps);
-                        }
-                        i = end;
+                        simd.store_part(out, simd.add(simd.load_part(out, steps), sum), steps);
+                    }
+                    (i, phase) = (end, 0);
+                    block = if block + 1 == blocks { 0 } else { block + 1 };
+                }
+            }
+            if keeps {
+                for block in 0..blocks {
+                    let (kept, y) = (kept.add(block * wide), y.add(block * depth));
+                    for k in 0..depth {
+                        let sum = *kept.add(k);
+                        *y.add(k) = if task.io.update == Update::Overwrite { sum } else { *y.add(k) + sum };
                     }
                 }
             }

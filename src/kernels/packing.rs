@@ -8,6 +8,7 @@
 
 use super::gemm::PanelMap;
 use crate::storage::GROUP;
+use std::num::NonZeroU32;
 
 /// Lanes of a panel: a multiple of every vector length, and a group of scales.
 pub(crate) const PANEL: usize = 32;
@@ -38,8 +39,16 @@ pub struct Packing {
     pub(crate) lanes: Lanes,
     /// Two numbers share a byte, so that panels have an even number of lanes.
     pub(crate) paired: bool,
-    /// The blocks that share the panels, their lanes as rows. They count as one block here.
-    pub(crate) shared: Option<PanelMap>,
+    /// How blocks share the panels. They count as one block here.
+    shared: Option<Shared>,
+}
+
+/// Blocks that share panels, in few bytes: a packing is copied with each product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shared {
+    blocks: NonZeroU32,
+    /// Lanes of a block that stay together.
+    group: NonZeroU32,
 }
 
 impl Packing {
@@ -64,24 +73,40 @@ impl Packing {
         let worth = narrow && map.cols > 0 && map.cols <= MOST_SHARED;
         // Where two numbers share a byte, groups of all blocks start at whole bytes.
         let odd = paired && !(map.blocks * map.group).is_multiple_of(2);
-        let packing = Self { blocks: 1, rows, cols, lanes, paired, shared: Some(map) };
+        let few = |number: usize| NonZeroU32::new(u32::try_from(number).ok()?);
+        let shared = Some(Shared { blocks: few(map.blocks)?, group: few(map.group)? });
+        let packing = Self { blocks: 1, rows, cols, lanes, paired, shared };
         (worth && !odd && !(scaled && lanes == Lanes::Cols)).then_some(packing)
+    }
+
+    /// Whether blocks share panels.
+    #[inline(always)]
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// The blocks that share the panels, their lanes as rows.
+    #[inline(always)]
+    pub(crate) fn shared_map(&self) -> Option<PanelMap> {
+        let Shared { blocks, group } = self.shared?;
+        let (blocks, group) = (blocks.get() as usize, group.get() as usize);
+        Some(PanelMap { blocks, rows: self.n_lanes() / blocks, cols: self.depth(), group })
     }
 
     /// The stack with its lanes as rows; `None` where steps do not lie side by side.
     pub(crate) fn lanes_of(stack: PanelMap, lanes: Lanes) -> Option<PanelMap> {
         match lanes {
             Lanes::Rows => Some(stack),
-            Lanes::Cols => stack
-                .rows_contiguous()
-                .then(|| PanelMap::contiguous(stack.blocks, stack.cols, stack.rows)),
+            Lanes::Cols => {
+                stack.rows_contiguous().then(|| PanelMap::contiguous(stack.blocks, stack.cols, stack.rows))
+            }
         }
     }
 
     /// Block, lane and step of the number at `(row, col)` of the blocks one below the other.
     #[inline(always)]
     fn place(&self, row: usize, col: usize) -> (usize, usize, usize) {
-        let Some(map) = self.shared else {
+        let Some(map) = self.shared_map() else {
             let (block, row) = (row / self.rows, row % self.rows);
             return if self.lanes == Lanes::Rows { (block, row, col) } else { (block, col, row) };
         };

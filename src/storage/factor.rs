@@ -285,6 +285,11 @@ impl Factor {
         if self.packing.is_none() { self } else { self.to_rows().into_owned() }
     }
 
+    /// Whether its blocks share panels, in the order of the features of one map.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.packing.is_some_and(|packing| packing.is_shared())
+    }
+
     /// Whether the layout serves products over `map`.
     #[cfg(test)]
     pub(crate) fn serves(&self, map: &PanelMap) -> bool {

@@ -7,7 +7,7 @@ pub use complex::ComplexMonarch;
 
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
-use crate::kernels::PanelMap;
+use crate::kernels::{PanelMap, interleave};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run};
@@ -234,6 +234,11 @@ impl<R: RowOrder> BlockGrid<R> {
         PanelMap::interleaved(self.u.blocks(), self.u.rows(), self.u.cols(), self.group)
     }
 
+    /// Whether outputs are dealt out after the product: one by one from wide blocks that takes longer.
+    fn deals(&self) -> bool {
+        self.group == 1 && self.u.blocks() > 1 && self.u.rows() > 1 && !self.u.is_shared()
+    }
+
     /// Numbers between the stages.
     fn inner(&self) -> usize {
         self.u.blocks() * self.u.cols()
@@ -249,6 +254,13 @@ impl<T: Scalar, R: RowOrder> Multiply<T> for BlockGrid<R> {
             Op::Transpose => (stages[1], stages[0]),
         };
         multiply_padded(first, first_map, op, x, inner.reborrow(), Update::Overwrite, work.reborrow());
+        if op == Op::Forward && self.deals() {
+            let ((j, s, cols), policy) = (self.u.shape(), work.policy);
+            let (mut blocks, _) = work.matrix(y.rows(), j * s);
+            let (map, to) = (PanelMap::contiguous(j, s, cols), blocks.reborrow());
+            second.multiply_blocks(map, op, inner.as_rows(), to, Update::Overwrite, policy);
+            return interleave(j, blocks.as_rows(), y, update, policy.level);
+        }
         multiply_padded(second, second_map, op, inner.as_rows(), y, update, work);
     }
 }
@@ -267,7 +279,9 @@ impl<R: RowOrder> StructuredMatrix for BlockGrid<R> {
         let (m, n) = self.shape;
         let first = padded_scratch_len(self.first(), batch, self.inner(), n);
         let second = padded_scratch_len(self.second(), batch, m, self.inner());
-        Workspace::<f32>::matrix_len(batch, self.inner()) + first.max(second)
+        let dealt = if self.deals() { self.u.blocks() * self.u.rows() } else { 0 };
+        let dealt = Workspace::<f32>::matrix_len(batch, dealt);
+        Workspace::<f32>::matrix_len(batch, self.inner()) + first.max(second).max(dealt)
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let ((j, k), rank, (s, p)) = (self.blocks(), self.rank(), (self.u.rows(), self.v.cols()));

@@ -96,6 +96,14 @@ impl Simd<f32> for Avx512 {
         unsafe { _mm512_mask_storeu_ps(ptr, ((1u32 << len) - 1) as __mmask16, a) }
     }
     #[inline(always)]
+    unsafe fn load_lanes(self, ptr: *const f32, from: usize, to: usize) -> __m512 {
+        unsafe { _mm512_maskz_loadu_ps(((1u32 << to) - (1u32 << from)) as __mmask16, ptr) }
+    }
+    #[inline(always)]
+    unsafe fn store_lanes(self, ptr: *mut f32, a: __m512, from: usize, to: usize) {
+        unsafe { _mm512_mask_storeu_ps(ptr, ((1u32 << to) - (1u32 << from)) as __mmask16, a) }
+    }
+    #[inline(always)]
     unsafe fn store(self, ptr: *mut f32, a: __m512) {
         unsafe { _mm512_storeu_ps(ptr, a) }
     }
@@ -212,6 +220,14 @@ impl Simd<f64> for Avx512 {
     #[inline(always)]
     unsafe fn store_part(self, ptr: *mut f64, a: __m512d, len: usize) {
         unsafe { _mm512_mask_storeu_pd(ptr, ((1u32 << len) - 1) as __mmask8, a) }
+    }
+    #[inline(always)]
+    unsafe fn load_lanes(self, ptr: *const f64, from: usize, to: usize) -> __m512d {
+        unsafe { _mm512_maskz_loadu_pd(((1u32 << to) - (1u32 << from)) as __mmask8, ptr) }
+    }
+    #[inline(always)]
+    unsafe fn store_lanes(self, ptr: *mut f64, a: __m512d, from: usize, to: usize) {
+        unsafe { _mm512_mask_storeu_pd(ptr, ((1u32 << to) - (1u32 << from)) as __mmask8, a) }
     }
     #[inline(always)]
     unsafe fn store(self, ptr: *mut f64, a: __m512d) {

@@ -51,7 +51,7 @@ pub trait Simd<T>: Copy + Send + Sync {
     fn sum(self, a: Self::V) -> T;
     /// The lanes of `a` and `b` in turns: the first half of `a0 b0 a1 b1 ..`, and the second.
     fn zip(self, a: Self::V, b: Self::V) -> (Self::V, Self::V);
-    /// Reads `LANES` lanes, each less than `LANES`.
+    /// Reads `LANES` lanes; they count modulo `LANES`.
     ///
     /// # Safety
     /// `ptr` is valid for that many reads.
@@ -74,11 +74,21 @@ pub trait Simd<T>: Copy + Send + Sync {
     /// # Safety
     /// `ptr` is valid for `len` reads.
     unsafe fn load_part(self, ptr: *const T, len: usize) -> Self::V;
-    /// Writes the first `len < LANES` lanes.
+    /// Writes the first `len <= LANES` lanes.
     ///
     /// # Safety
     /// `ptr` is valid for `len` writes.
     unsafe fn store_part(self, ptr: *mut T, a: Self::V, len: usize);
+    /// Reads lanes `from .. to <= LANES` from where they would lie in a vector at `ptr`; the other lanes are zero.
+    ///
+    /// # Safety
+    /// Those places are valid for reads; `ptr` itself need not be.
+    unsafe fn load_lanes(self, ptr: *const T, from: usize, to: usize) -> Self::V;
+    /// Writes lanes `from .. to <= LANES` to where they would lie in a vector at `ptr`.
+    ///
+    /// # Safety
+    /// Those places are valid for writes; `ptr` itself need not be.
+    unsafe fn store_lanes(self, ptr: *mut T, a: Self::V, from: usize, to: usize);
     /// Writes `LANES` numbers.
     ///
     /// # Safety
@@ -133,11 +143,7 @@ pub(super) fn transpose<T, S: Simd<T>>(simd: S, rows: [S::V; 16]) -> [S::V; 16] 
 
 /// The same shuffles of `N` vectors, `rounds` times: a matrix of `2^rounds` rows that fills them is transposed.
 #[inline(always)]
-pub(super) fn shuffle<T, S: Simd<T>, const N: usize>(
-    simd: S,
-    vectors: [S::V; N],
-    rounds: u32,
-) -> [S::V; N] {
+pub(super) fn shuffle<T, S: Simd<T>, const N: usize>(simd: S, vectors: [S::V; N], rounds: u32) -> [S::V; N] {
     let mut vectors = vectors;
     for _ in 0..rounds {
         let mut next = vectors;

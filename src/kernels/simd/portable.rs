@@ -86,6 +86,19 @@ macro_rules! portable {
                 }
             }
             #[inline(always)]
+            unsafe fn load_lanes(self, ptr: *const $t, from: usize, to: usize) -> Self::V {
+                let inside = |i: usize| (from..to).contains(&i);
+                // SAFETY: the caller vouches for these reads.
+                std::array::from_fn(|i| if inside(i) { unsafe { *ptr.wrapping_add(i) } } else { 0.0 })
+            }
+            #[inline(always)]
+            unsafe fn store_lanes(self, ptr: *mut $t, a: Self::V, from: usize, to: usize) {
+                for (i, a) in a.iter().enumerate().take(to).skip(from) {
+                    // SAFETY: the caller vouches for these writes.
+                    unsafe { *ptr.wrapping_add(i) = *a };
+                }
+            }
+            #[inline(always)]
             unsafe fn store(self, ptr: *mut $t, a: Self::V) {
                 // SAFETY: the caller vouches for N writes.
                 unsafe { ptr.cast::<Self::V>().write_unaligned(a) }

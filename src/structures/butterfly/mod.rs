@@ -120,7 +120,14 @@ impl<T: Scalar> Multiply<T> for Butterfly {
         }
         for step in 0..self.stages.len() {
             let stage = &self.stages[op.order(step, self.stages.len() - 1 - step).0];
-            stage.multiply_blocks(stage_map(stage), op, from.as_rows(), to.reborrow(), Update::Overwrite, policy);
+            stage.multiply_blocks(
+                stage_map(stage),
+                op,
+                from.as_rows(),
+                to.reborrow(),
+                Update::Overwrite,
+                policy,
+            );
             std::mem::swap(&mut from, &mut to);
         }
         for i in 0..batch {
