@@ -72,6 +72,7 @@ struct Task<'a, T, W> {
 }
 
 /// The product of an operation whose operands fit the packing's blocks, in up to `tasks` tasks.
+#[inline(never)]
 pub(super) fn multiply<T: Scalar, W: Source>(
     source: W,
     packing: Packing,
@@ -86,7 +87,14 @@ pub(super) fn multiply<T: Scalar, W: Source>(
 
 fn split<T: Scalar, W: Source>(task: &Task<'_, T, W>, tasks: usize, level: Level) {
     let halves = if tasks < 2 { None } else { task.halves() };
-    let Some((left, right)) = halves else { return T::dispatch(level, Product(task, level)) };
+    let Some((left, right)) = halves else {
+        // By themselves, for the size of their stack frames: one row does not pay for more.
+        return match task.along() {
+            true if task.io.x.rows() >= ROWS => T::dispatch(level, LaneProduct::<T, W, ROWS>(task, level)),
+            true => T::dispatch(level, LaneProduct::<T, W, 1>(task, level)),
+            false => T::dispatch(level, StepProduct(task)),
+        };
+    };
     let half = tasks / 2;
     super::team::join(|| split(&left, tasks - half, level), || split(&right, half, level));
 }
@@ -114,16 +122,27 @@ impl<'a, T, W: Source> Task<'a, T, W> {
     }
 }
 
-/// The product of a task.
-struct Product<'t, 'a, T, W>(&'t Task<'a, T, W>, Level);
+/// The product of a task whose outputs are lanes, up to `R` batch rows at once.
+struct LaneProduct<'t, 'a, T, W, const R: usize>(&'t Task<'a, T, W>, Level);
 
-impl<T: Scalar, W: Source> Kernel<T> for Product<'_, '_, T, W> {
+impl<T: Scalar, W: Source, const R: usize> Kernel<T> for LaneProduct<'_, '_, T, W, R> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
-        let Self(task, level) = self;
         // SAFETY: `multiply` of `gemm` has checked that source, x and y fit the map.
-        unsafe { if task.along() { lanes(simd, task, level) } else { steps(simd, task) } }
+        unsafe { lanes::<T, S, W, R>(simd, self.0, self.1) }
+    }
+}
+
+/// The product of a task whose outputs are steps.
+struct StepProduct<'t, 'a, T, W>(&'t Task<'a, T, W>);
+
+impl<T: Scalar, W: Source> Kernel<T> for StepProduct<'_, '_, T, W> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, simd: S) {
+        // SAFETY: as above.
+        unsafe { steps(simd, self.0) }
     }
 }
 
@@ -151,14 +170,34 @@ impl<T> Turned<T> {
     fn repeated(&self, lanes: usize) -> bool {
         self.stride == lanes
     }
+
+    /// Where the first inputs of a vector of lanes lie, and which of them each lane takes.
+    ///
+    /// # Safety
+    /// The block is one of those that are turned, and the phase less than the group.
+    #[inline(always)]
+    unsafe fn inputs<S: Simd<T>>(&self, simd: S, at: Place, group: usize) -> (*const T, S::Index) {
+        let table = BLOCKS[group].as_ptr();
+        // SAFETY: the caller's; fewer blocks than half the most lanes are repeated.
+        unsafe {
+            match self.repeated(S::LANES) {
+                true => (self.numbers, simd.index(table.add(at.block * group + at.phase))),
+                false => (self.numbers.add(at.block), simd.index(table.add(at.phase))),
+            }
+        }
+    }
 }
 
 /// Outputs are lanes.
 #[inline(always)]
-unsafe fn lanes<T: Scalar, S: Simd<T>, W: Source>(simd: S, task: &Task<'_, T, W>, level: Level) {
+unsafe fn lanes<T: Scalar, S: Simd<T>, W: Source, const R: usize>(
+    simd: S,
+    task: &Task<'_, T, W>,
+    level: Level,
+) {
     let PanelMap { blocks, rows, cols: depth, group } = task.map;
-    let mut numbers = Aligned::<T, { ROWS * TURNED }>::new();
-    let numbers = numbers.pointer();
+    let mut numbers: [_; R] = std::array::from_fn(|_| Aligned::<T, TURNED>::new());
+    let numbers: *mut T = numbers.as_mut_ptr().cast();
     // Blocks at once: all, unless a group of steps of them has no room; an even number, since two weights may share a byte.
     let most = blocks.min((TURNED / depth.min(GROUP) / S::LANES - 1) * S::LANES);
     let repeated = blocks < S::LANES && blocks.is_power_of_two();
@@ -168,7 +207,7 @@ unsafe fn lanes<T: Scalar, S: Simd<T>, W: Source>(simd: S, task: &Task<'_, T, W>
     unsafe {
         let mut row = 0;
         while row < task.io.x.rows() {
-            let together = if row + ROWS <= task.io.x.rows() { ROWS } else { 1 };
+            let together = if row + R <= task.io.x.rows() { R } else { 1 };
             let x = task.io.x.as_ptr().add(row * task.io.x.stride());
             let y = task.io.y.0.add(row * task.io.y_stride);
             row += together;
@@ -182,21 +221,18 @@ unsafe fn lanes<T: Scalar, S: Simd<T>, W: Source>(simd: S, task: &Task<'_, T, W>
                         let numbers = numbers.add(r * TURNED);
                         T::dispatch(level, Turn { x, depth, turned: Turned { numbers, ..turned } });
                     }
-                    let outputs = |range: Range<usize>| {
-                        if together == ROWS {
-                            rows_of::<T, S, W, ROWS>(simd, task, turned, range, y);
+                    // Lanes of some blocks lie apart, group by group.
+                    for i in 0..if count == blocks { 1 } else { rows / group } {
+                        let mut range = task.lanes.clone();
+                        if count < blocks {
+                            let start = (i * blocks + first) * group;
+                            range = range.start.max(start)..range.end.min(start + count * group);
+                        }
+                        if R > 1 && together == R {
+                            rows_of::<T, S, W, R>(simd, task, turned, range, y);
                         } else {
                             rows_of::<T, S, W, 1>(simd, task, turned, range, y);
                         }
-                    };
-                    if count == blocks {
-                        outputs(task.lanes.clone());
-                        continue;
-                    }
-                    for groups in (0..rows / group).map(|i| (i * blocks + first) * group) {
-                        let range =
-                            groups.max(task.lanes.start)..(groups + count * group).min(task.lanes.end);
-                        outputs(range);
                     }
                 }
             }
@@ -316,23 +352,11 @@ unsafe fn rows_of<T: Scalar, S: Simd<T>, W: Source, const R: usize>(
 ) {
     let PanelMap { blocks, group, .. } = task.map;
     let (overwrite, stride) = (turned.from == 0 && task.io.update == Update::Overwrite, task.io.y_stride);
-    let repeated = turned.repeated(S::LANES);
-    let table = BLOCKS[group].as_ptr();
     let (further, phases) = (S::LANES / group % turned.blocks, S::LANES % group);
     let next = |at: Place| {
         let wraps = usize::from(at.phase + phases >= group);
         let (block, phase) = (at.block + further + wraps, at.phase + phases - wraps * group);
         Place { block: if block >= turned.blocks { block - turned.blocks } else { block }, phase }
-    };
-    // Inputs of the lanes: where their first vector lies, and which of it each lane takes.
-    let inputs = |at: Place| {
-        // SAFETY: a block of those turned, and of fewer than half a vector where they are repeated.
-        unsafe {
-            match repeated {
-                true => (turned.numbers.cast_const(), simd.index(table.add(at.block * group + at.phase))),
-                false => (turned.numbers.cast_const().add(at.block), simd.index(table.add(at.phase))),
-            }
-        }
     };
     let (mut lane, mut place) = (lanes.start, None);
     // SAFETY: the caller's; lanes stay below those of the range, and vectors in their panel.
@@ -351,7 +375,7 @@ unsafe fn rows_of<T: Scalar, S: Simd<T>, W: Source, const R: usize>(
                 let then = next(here);
                 let from = lane - first;
                 if lane.is_multiple_of(S::LANES) && lane + 2 * S::LANES <= end {
-                    let x = [inputs(here), inputs(then)];
+                    let x = [turned.inputs(simd, here, group), turned.inputs(simd, then, group)];
                     let sums = sums::<T, S, W, R, 2>(simd, task, turned, at + from, width, scale + from, x);
                     for r in 0..R {
                         for v in 0..2 {
@@ -363,7 +387,7 @@ unsafe fn rows_of<T: Scalar, S: Simd<T>, W: Source, const R: usize>(
                     place = Some(next(then));
                     continue;
                 }
-                let x = [inputs(here)];
+                let x = [turned.inputs(simd, here, group)];
                 let sums = sums::<T, S, W, R, 1>(simd, task, turned, at + from, width, scale + from, x);
                 let count = (S::LANES - lane % S::LANES).min(end - lane);
                 for r in 0..R {
