@@ -66,9 +66,9 @@ pub struct Settings {
     /// Whether each stage is fitted to what the compressed stages before it make of the inputs, and to the outputs of the dense model;
     /// otherwise every matrix to what it sees in the dense model.
     pub sequential: bool,
-    /// How much errors count as the model's last hidden states depend on them: the power of the [`Sensitivities`](super::Sensitivities) that
-    /// weighs them. With 0, relative errors of all matrices count the same and nothing is measured; with 1, errors count by their first-order
-    /// effect, which holds while they are small.
+    /// How much errors count as the model's last hidden states depend on them: the power to which the [`Sensitivities`](super::Sensitivities)
+    /// are raised that weigh outputs and matrices. With 0, relative errors of all matrices count the same and nothing is measured; with 1,
+    /// errors count by their first-order effect, which holds while they are small.
     pub sensitivity: f64,
     /// Whether biases, where there are any, take the mean error of their outputs.
     pub bias: bool,

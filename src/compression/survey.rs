@@ -1,3 +1,4 @@
+use super::sensitivity::Sensitivities;
 use super::settings::{ModelBudget, Settings};
 use super::variant::Variant;
 use crate::allocation::Candidate;
@@ -95,7 +96,8 @@ pub struct SiteSurvey {
     pub shape: (usize, usize),
     /// Directions of the inputs that the calibration tokens show, at most `in`.
     pub input_rank: usize,
-    /// What a squared relative error of 1 stands for: that change of the model's result where sensitivities are measured, else 1.
+    /// What a squared relative error of 1 counts: the change of the model's result that it stands for, to the power of
+    /// [`Settings::sensitivity`].
     #[serde(default = "one")]
     pub energy: f64,
     /// The variants that the matrix can have.
@@ -125,12 +127,13 @@ impl SiteSurvey {
     pub(super) fn measure(
         (name, w): (&str, &Array2<f64>),
         (gram, input_rank): (&Gram, usize),
-        weights: Option<&[f64]>,
+        sensitivities: &Sensitivities,
         settings: &Settings,
         parallelism: Parallelism,
     ) -> Result<Self> {
-        let energy =
-            weights.map_or(1.0, |weights| Objective::Outputs { gram: Some(gram), weights }.energy(w));
+        let weights = sensitivities.weights(name, settings.sensitivity);
+        let change = |weights| Objective::Outputs { gram: Some(gram), weights }.energy(w);
+        let energy = sensitivities.of(name).map_or(1.0, change).powf(settings.sensitivity);
         let empty = Self {
             name: name.to_owned(),
             shape: w.dim(),
@@ -155,7 +158,7 @@ impl SiteSurvey {
                 max_iterations: Some(settings.iterations.0),
                 ..Options::default()
             };
-            match variant.fit(w, gram, weights, &options) {
+            match variant.fit(w, gram, weights.as_deref(), &options) {
                 Ok((found, error)) => Ok(Some(Measured {
                     variant: variant.clone(),
                     params: found.report.params,

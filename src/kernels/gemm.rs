@@ -6,7 +6,7 @@ use super::packing::{Lanes, Packing};
 use super::simd::Simd;
 use super::source::Source;
 use super::view::{Rows, RowsMut};
-use super::{panels, small};
+use super::{narrow, panels, small};
 use crate::exec::Policy;
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
@@ -28,12 +28,12 @@ const _: () = assert!(SPLIT.is_multiple_of(GROUP));
 /// The column side is contiguous: column `j` of block `b` is feature `b * cols + j`. The row side may be interleaved in
 /// groups of `group` rows: row `i` of block `b` is feature `(i / group * blocks + b) * group + i % group`. With
 /// `group = rows` that is contiguous too; with `group = 1` it is the transposing permutation of a Monarch matrix.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PanelMap {
     pub(crate) blocks: usize,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    group: usize,
+    pub(super) group: usize,
 }
 
 impl PanelMap {
@@ -164,18 +164,23 @@ pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_
     let (outputs, inputs) = op.order(row_features, col_features);
     assert!(source.cols() == map.cols && first + row_features <= source.rows());
     assert!(x.rows() == y.rows() && x.cols() == inputs && y.cols() == outputs);
+    let io = Io { map, op, x, y_stride: y.stride(), y: Output(y.as_mut_ptr()), update };
+    let work = map.blocks.saturating_mul(map.rows).saturating_mul(map.cols).saturating_mul(x.rows());
     if let Some(packing) = packing {
+        if packing.is_shared() {
+            assert!(first == 0 && packing.shared_map() == Packing::lanes_of(map, packing.lanes));
+            return narrow::multiply(source, packing, io, policy.tasks(work), policy.level);
+        }
         // Panels are used whole, and along their steps inputs are read as they lie.
         let fits = packing.rows == map.rows && packing.cols == map.cols && first.is_multiple_of(map.rows);
         assert!(fits && (packing.lanes == Lanes::Rows || map.rows_contiguous()));
     }
-    let work = map.blocks.saturating_mul(map.rows).saturating_mul(map.cols).saturating_mul(x.rows());
     let job = Job {
         source,
         first,
         first_block: if packing.is_some() { first / map.rows } else { 0 },
         packing,
-        io: Io { map, op, x, y_stride: y.stride(), y: Output(y.as_mut_ptr()), update },
+        io,
         blocks: 0..map.blocks,
         outputs: 0..op.order(map.rows, map.cols).0,
     };
@@ -313,8 +318,9 @@ mod tests {
         let (x_stride, y_stride) = (inputs + 3, outputs + 5);
         let x: Vec<T> = (0..batch * x_stride).map(|i| T::narrow(number(i + 99))).collect();
         let packed = [Op::Forward, Op::Transpose].map(|op| factor.clone().packed(op, blocks));
+        let shared = [Op::Forward, Op::Transpose].map(|op| factor.clone().packed_for(op, map));
         for (factor, update) in std::iter::once(&factor)
-            .chain(packed.iter().filter(|p| p.serves(&map)))
+            .chain(packed.iter().chain(&shared).filter(|p| p.serves(&map)))
             .flat_map(|f| [(f, Update::Overwrite), (f, Update::Accumulate)])
         {
             let before = if update == Update::Overwrite { f64::NAN } else { 2.0 };
@@ -358,6 +364,15 @@ mod tests {
             PanelMap::contiguous(2, 5, 0),
             PanelMap::interleaved(5, 18, 20, 1),
             PanelMap::interleaved(3, 36, 90, 6),
+            PanelMap::contiguous(9, 2, 3),
+            PanelMap::contiguous(8, 8, 8),
+            PanelMap::contiguous(70, 7, 5),
+            PanelMap::contiguous(30, 13, 41),
+            PanelMap::interleaved(8, 8, 8, 1),
+            PanelMap::interleaved(4, 6, 16, 3),
+            PanelMap::interleaved(34, 4, 4, 2),
+            PanelMap::interleaved(19, 15, 70, 5),
+            PanelMap::interleaved(150, 4, 37, 1),
         ];
         for level in Level::available() {
             for parallelism in [crate::Parallelism::Seq, crate::Parallelism::Threads(3)] {
@@ -371,6 +386,66 @@ mod tests {
                         for batch in [3, 9, 40] {
                             check::<f32>(Storage::Bf16, map, op, batch, policy);
                             check::<f64>(Storage::F32, map, op, batch, policy);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn many_narrow_blocks_are_exact() {
+        for level in Level::available() {
+            for parallelism in [crate::Parallelism::Seq, crate::Parallelism::Threads(2)] {
+                let policy = Policy { parallelism, level };
+                for map in [
+                    PanelMap::interleaved(2500, 2, 2, 1),
+                    PanelMap::interleaved(701, 6, 6, 3),
+                    PanelMap::contiguous(601, 9, 16),
+                ] {
+                    for op in [Op::Forward, Op::Transpose] {
+                        for batch in [1, 3] {
+                            check::<f32>(Storage::F32, map, op, batch, policy);
+                            check::<f64>(Storage::F64, map, op, batch, policy);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Coarse numbers as they are decoded, in every layout.
+    #[test]
+    fn coarse_narrow_blocks_keep_their_numbers() {
+        for level in Level::available() {
+            let policy = Policy { level, ..Policy::default() };
+            for map in [
+                PanelMap::contiguous(6, 5, 40),
+                PanelMap::interleaved(8, 8, 8, 1),
+                PanelMap::interleaved(330, 6, 70, 3),
+                PanelMap::interleaved(601, 3, 7, 1),
+            ] {
+                let PanelMap { blocks, rows, cols, .. } = map;
+                for storage in Storage::ALL {
+                    let factor = Factor::from_fn(storage, (blocks, rows, cols), |b, i, j| {
+                        number(((b * rows + i) * cols + j) * 3) + 0.3
+                    });
+                    let packed = factor.clone().packed_for(Op::Forward, map);
+                    assert_eq!(*packed.to_rows(), factor);
+                    for (op, batch) in [(Op::Forward, 1), (Op::Forward, 5), (Op::Transpose, 2)] {
+                        let (outputs, inputs) = op.order(blocks * rows, blocks * cols);
+                        let x: Vec<f64> = (0..batch * inputs).map(number).collect();
+                        let product = |factor: &Factor| {
+                            let mut y = vec![0.0; batch * outputs];
+                            let (xs, ys) = (
+                                Rows::new(&x, batch, inputs, inputs),
+                                RowsMut::new(&mut y, batch, outputs, outputs),
+                            );
+                            factor.multiply_blocks(map, op, xs, ys, Update::Overwrite, policy);
+                            y
+                        };
+                        for (a, b) in product(&factor).into_iter().zip(product(&packed)) {
+                            assert!((a - b).abs() < 1e-9, "{storage} {map:?} {op:?} {level}: {a}, {b}");
                         }
                     }
                 }

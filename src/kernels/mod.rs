@@ -8,8 +8,10 @@ mod batches;
 mod fft;
 mod file_map;
 mod gemm;
+mod interleave;
 mod level;
 mod mix;
+mod narrow;
 mod packing;
 mod panels;
 
@@ -33,6 +35,7 @@ pub(crate) use file_map::map_file;
 #[doc(hidden)]
 pub use gemm::{PanelMap, PanelProduct, RowScaling};
 pub(crate) use gemm::{multiply, scale};
+pub(crate) use interleave::interleave;
 pub(crate) use level::run;
 #[doc(hidden)]
 pub use mix::Mix;

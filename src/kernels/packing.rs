@@ -3,8 +3,12 @@
 //! A panel holds [`PANEL`] *lanes* of a block (its rows, or its columns), the last one what is left of them. For each step along the other side, its *depth*, the numbers of all
 //! lanes lie side by side, so that a product reads one stream. Nothing is padded: vectors that reach beyond a narrow panel see the next
 //! step's numbers in lanes that are dropped, and [`SLACK`] numbers beyond the last one may be read.
+//!
+//! Blocks too narrow to fill a vector share panels: the lanes are those of all blocks, in the order of their features.
 
+use super::gemm::PanelMap;
 use crate::storage::GROUP;
+use std::num::NonZeroU32;
 
 /// Lanes of a panel: a multiple of every vector length, and a group of scales.
 pub(crate) const PANEL: usize = 32;
@@ -14,7 +18,10 @@ const _: () = assert!(PANEL == GROUP);
 pub(crate) const SLACK: usize = 16;
 
 /// Fewest lanes worth a panel.
-const FEWEST: usize = 16;
+pub(super) const FEWEST: usize = 16;
+
+/// Most steps of blocks that share panels: with more, sums over a row's vectors cost less than an own input for each lane.
+const MOST_SHARED: usize = 128;
 
 /// The side of a block that lies in the lanes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +39,16 @@ pub struct Packing {
     pub(crate) lanes: Lanes,
     /// Two numbers share a byte, so that panels have an even number of lanes.
     pub(crate) paired: bool,
+    /// How blocks share the panels. They count as one block here.
+    shared: Option<Shared>,
+}
+
+/// Blocks that share panels, in few bytes: a packing is copied with each product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shared {
+    blocks: NonZeroU32,
+    /// Lanes of a block that stay together.
+    group: NonZeroU32,
 }
 
 impl Packing {
@@ -42,9 +59,62 @@ impl Packing {
         scaled: bool,
         paired: bool,
     ) -> Option<Self> {
-        let packing = Self { blocks, rows, cols, lanes, paired };
+        let packing = Self { blocks, rows, cols, lanes, paired, shared: None };
         let worth = packing.n_lanes() >= FEWEST && packing.depth() > 0 && blocks > 0;
         (worth && !(scaled && lanes == Lanes::Cols)).then_some(packing)
+    }
+
+    /// Panels shared by the blocks of a stack; `None` where they are wide enough by themselves, or long.
+    pub(crate) fn shared(stack: PanelMap, lanes: Lanes, scaled: bool, paired: bool) -> Option<Self> {
+        let map = Self::lanes_of(stack, lanes)?;
+        let all = map.blocks * map.rows;
+        let (rows, cols) = if lanes == Lanes::Rows { (all, map.cols) } else { (map.cols, all) };
+        let narrow = map.blocks > 1 && map.rows < FEWEST && all >= FEWEST;
+        let worth = narrow && map.cols > 0 && map.cols <= MOST_SHARED;
+        // Where two numbers share a byte, groups of all blocks start at whole bytes.
+        let odd = paired && !(map.blocks * map.group).is_multiple_of(2);
+        let few = |number: usize| NonZeroU32::new(u32::try_from(number).ok()?);
+        let shared = Some(Shared { blocks: few(map.blocks)?, group: few(map.group)? });
+        let packing = Self { blocks: 1, rows, cols, lanes, paired, shared };
+        (worth && !odd && !(scaled && lanes == Lanes::Cols)).then_some(packing)
+    }
+
+    /// Whether blocks share panels.
+    #[inline(always)]
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// The blocks that share the panels, their lanes as rows.
+    #[inline(always)]
+    pub(crate) fn shared_map(&self) -> Option<PanelMap> {
+        let Shared { blocks, group } = self.shared?;
+        let (blocks, group) = (blocks.get() as usize, group.get() as usize);
+        Some(PanelMap { blocks, rows: self.n_lanes() / blocks, cols: self.depth(), group })
+    }
+
+    /// The stack with its lanes as rows; `None` where steps do not lie side by side.
+    pub(crate) fn lanes_of(stack: PanelMap, lanes: Lanes) -> Option<PanelMap> {
+        match lanes {
+            Lanes::Rows => Some(stack),
+            Lanes::Cols => {
+                stack.rows_contiguous().then(|| PanelMap::contiguous(stack.blocks, stack.cols, stack.rows))
+            }
+        }
+    }
+
+    /// Block, lane and step of the number at `(row, col)` of the blocks one below the other.
+    #[inline(always)]
+    fn place(&self, row: usize, col: usize) -> (usize, usize, usize) {
+        let Some(map) = self.shared_map() else {
+            let (block, row) = (row / self.rows, row % self.rows);
+            return if self.lanes == Lanes::Rows { (block, row, col) } else { (block, col, row) };
+        };
+        if self.lanes == Lanes::Rows {
+            (0, map.row_feature(row / map.rows, row % map.rows), col)
+        } else {
+            (0, map.row_feature(row / map.cols, col), row % map.cols)
+        }
     }
 
     /// Lanes of a block.
@@ -91,8 +161,7 @@ impl Packing {
     /// Where the number at `(row, col)` of the blocks one below the other lies.
     #[inline(always)]
     pub(crate) fn index(&self, row: usize, col: usize) -> usize {
-        let (block, row) = (row / self.rows, row % self.rows);
-        let (lane, step) = if self.lanes == Lanes::Rows { (row, col) } else { (col, row) };
+        let (block, lane, step) = self.place(row, col);
         let (first, width) = self.panel(block, lane / PANEL * PANEL);
         first + step * width + lane % PANEL
     }
@@ -100,9 +169,9 @@ impl Packing {
     /// Where its scale lies.
     #[inline(always)]
     pub(crate) fn scale_index(&self, row: usize, col: usize) -> usize {
-        let (block, row) = (row / self.rows, row % self.rows);
-        let first = row / PANEL * PANEL;
+        let (block, lane, _) = self.place(row, col);
+        let first = lane / PANEL * PANEL;
         let (_, width) = self.panel(block, first);
-        self.panel_scales(block, first) + col / GROUP * width + row % PANEL
+        self.panel_scales(block, first) + col / GROUP * width + lane % PANEL
     }
 }

@@ -17,6 +17,9 @@ const AHEAD: usize = 4096;
 /// Weights from which on they are taken to come from memory: fetching ahead gains a quarter there, and costs a fifth in the caches.
 const STREAMED: usize = 1 << 21;
 
+/// Lanes that lie side by side in the outputs from which on they are written together.
+const LEAST_RUN: usize = 4;
+
 /// Lanes whose inputs are gathered at a time for products whose outputs are the steps.
 const GATHERED: usize = 1024;
 
@@ -153,11 +156,32 @@ pub(super) unsafe fn put<T: Scalar, S: Simd<T>, const V: usize>(
                 }
                 continue;
             }
+            let (mut group, mut inside) = (first / map.group, first % map.group);
+            if map.group >= LEAST_RUN {
+                // Run by run, each from where its lanes lie in the vector.
+                let mut from = 0;
+                while from < count {
+                    let to = count.min(from + map.group - inside);
+                    let out =
+                        y.wrapping_add((group * map.blocks + block) * map.group + inside).wrapping_sub(from);
+                    let sum = match overwrite {
+                        true => sums[v],
+                        false => simd.add(simd.load_lanes(out, from, to), sums[v]),
+                    };
+                    simd.store_lanes(out, sum, from, to);
+                    (group, inside, from) = (group + 1, 0, to);
+                }
+                continue;
+            }
             let mut values = [T::default(); 16];
             simd.store(values.as_mut_ptr(), sums[v]);
-            for (i, value) in values.iter().enumerate().take(count) {
-                let out = y.add(map.row_feature(block, first + i));
+            for value in values.iter().take(count) {
+                let out = y.add((group * map.blocks + block) * map.group + inside);
                 *out = if overwrite { *value } else { *out + *value };
+                inside += 1;
+                if inside == map.group {
+                    (group, inside) = (group + 1, 0);
+                }
             }
         }
     }

@@ -246,16 +246,26 @@ impl Factor {
         if blocks == 0 || !rows.is_multiple_of(blocks) {
             return self;
         }
-        let (scaled, paired) = match self.storage() {
+        let (lanes, (scaled, paired)) = (op.order(Lanes::Rows, Lanes::Cols).0, self.coded());
+        let packing = Packing::new((blocks, rows / blocks, self.cols), lanes, scaled, paired);
+        self.into_layout(packing)
+    }
+
+    /// The same for products over `map` alone: blocks too narrow for a vector share panels, in the order of the features of `map`.
+    pub(crate) fn packed_for(self, op: Op, map: PanelMap) -> Self {
+        let (lanes, (scaled, paired)) = (op.order(Lanes::Rows, Lanes::Cols).0, self.coded());
+        match Packing::shared(map, lanes, scaled, paired) {
+            None => self.packed(op, map.blocks),
+            shared => self.into_layout(shared),
+        }
+    }
+
+    /// Whether numbers have scales, and whether two share a byte.
+    fn coded(&self) -> (bool, bool) {
+        match self.storage() {
             Storage::Int8 => (true, false),
             Storage::Int4 => (true, true),
             _ => (false, false),
-        };
-        let lanes = op.order(Lanes::Rows, Lanes::Cols).0;
-        let packing = Packing::new((blocks, rows / blocks, self.cols), lanes, scaled, paired);
-        match self.laid_out(packing) {
-            Cow::Borrowed(_) => self,
-            Cow::Owned(packed) => packed,
         }
     }
 
@@ -275,10 +285,22 @@ impl Factor {
         if self.packing.is_none() { self } else { self.to_rows().into_owned() }
     }
 
+    /// Whether its blocks share panels, in the order of the features of one map.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.packing.is_some_and(|packing| packing.is_shared())
+    }
+
     /// Whether the layout serves products over `map`.
     #[cfg(test)]
     pub(crate) fn serves(&self, map: &PanelMap) -> bool {
         self.packing.is_none_or(|packing| packing.lanes == Lanes::Rows || map.rows_contiguous())
+    }
+
+    fn into_layout(self, packing: Option<Packing>) -> Self {
+        match self.laid_out(packing) {
+            Cow::Borrowed(_) => self,
+            Cow::Owned(packed) => packed,
+        }
     }
 
     fn laid_out(&self, packing: Option<Packing>) -> Cow<'_, Self> {

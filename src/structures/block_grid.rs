@@ -8,7 +8,7 @@ pub use complex::ComplexMonarch;
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
 use crate::gradient::{Differentiate, Stage, stage_gradients};
-use crate::kernels::PanelMap;
+use crate::kernels::{PanelMap, interleave};
 use crate::linalg::Threads;
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
@@ -216,7 +216,15 @@ impl<R: RowOrder> BlockGrid<R> {
         if group == 0 || !s.is_multiple_of(group) {
             return bad(format!("row groups of {group} do not divide blocks of {s} rows"));
         }
-        Ok(Self { shape: (m, n), u: u.packed_forward(), v: v.packed_forward(), group, order: PhantomData })
+        Ok(Self::laid_out((m, n), u, v, group))
+    }
+
+    fn laid_out(shape: (usize, usize), u: Factor, v: Factor, group: usize) -> Self {
+        let mut grid = Self { shape, u, v, group, order: PhantomData };
+        let (first, second) = (grid.first(), grid.second());
+        grid.u = grid.u.packed_for(Op::Forward, second);
+        grid.v = grid.v.packed_for(Op::Forward, first);
+        grid
     }
 
     /// Where the inputs and intermediates of the first stage lie: intermediate `(j, k, rho)` in this order.
@@ -226,6 +234,11 @@ impl<R: RowOrder> BlockGrid<R> {
 
     fn second(&self) -> PanelMap {
         PanelMap::interleaved(self.u.blocks(), self.u.rows(), self.u.cols(), self.group)
+    }
+
+    /// Whether outputs are dealt out after the product: one by one from wide blocks that takes longer.
+    fn deals(&self) -> bool {
+        self.group == 1 && self.u.blocks() > 1 && self.u.rows() > 1 && !self.u.is_shared()
     }
 
     /// Numbers between the stages.
@@ -243,6 +256,13 @@ impl<T: Scalar, R: RowOrder> Multiply<T> for BlockGrid<R> {
             Op::Transpose => (stages[1], stages[0]),
         };
         multiply_padded(first, first_map, op, x, inner.reborrow(), Update::Overwrite, work.reborrow());
+        if op == Op::Forward && self.deals() {
+            let ((j, s, cols), policy) = (self.u.shape(), work.policy);
+            let (mut blocks, _) = work.matrix(y.rows(), j * s);
+            let (map, to) = (PanelMap::contiguous(j, s, cols), blocks.reborrow());
+            second.multiply_blocks(map, op, inner.as_rows(), to, Update::Overwrite, policy);
+            return interleave(j, blocks.as_rows(), y, update, policy.level);
+        }
         multiply_padded(second, second_map, op, inner.as_rows(), y, update, work);
     }
 }
@@ -268,7 +288,9 @@ impl<R: RowOrder> StructuredMatrix for BlockGrid<R> {
         let (m, n) = self.shape;
         let first = padded_scratch_len(self.first(), batch, self.inner(), n);
         let second = padded_scratch_len(self.second(), batch, m, self.inner());
-        Workspace::<f32>::matrix_len(batch, self.inner()) + first.max(second)
+        let dealt = if self.deals() { self.u.blocks() * self.u.rows() } else { 0 };
+        let dealt = Workspace::<f32>::matrix_len(batch, dealt);
+        Workspace::<f32>::matrix_len(batch, self.inner()) + first.max(second).max(dealt)
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let ((j, k), rank, (s, p)) = (self.blocks(), self.rank(), (self.u.rows(), self.v.cols()));
@@ -357,7 +379,7 @@ impl<R: RowOrder> Family for BlockGrid<R> {
             let v = Factor::from_fn(run.storage(), (k, j * t, p), |kappa, r, i| {
                 blocks[r / t].v[[kappa * t + r % t, i]]
             });
-            Self { shape: (m, n), u: u.packed_forward(), v: v.packed_forward(), group, order: PhantomData }
+            Self::laid_out((m, n), u, v, group)
         }))
     }
 

@@ -92,6 +92,15 @@ impl SparseLowRankSpec {
     }
 }
 
+/// Batch rows from which on a gathered input serves several.
+const ROWS_TOGETHER: usize = 4;
+
+/// Dense matrices that stay in a core's cache: a product reads them several times as fast as from memory.
+const CACHED: usize = 1 << 18;
+
+/// [`GATHERED`] for a few batch rows beside such a dense matrix.
+const GATHERED_ALONE: u64 = 16;
+
 impl SparseLowRank {
     /// The sum of both parts.
     ///
@@ -114,9 +123,16 @@ impl SparseLowRank {
         self.low_rank.numbers() + self.sparse.nnz()
     }
 
-    /// Of a product with one vector by both parts, as flops of dense products.
-    fn cost(&self) -> u64 {
-        self.low_rank.flops(1) + 2 * GATHERED * self.sparse.nnz() as u64
+    /// Of a product with one vector of a batch by both parts, as flops of dense products.
+    fn cost(&self, batch: usize) -> u64 {
+        let (m, n) = self.low_rank.shape();
+        let alone = batch < ROWS_TOGETHER && m.saturating_mul(n) <= CACHED;
+        self.low_rank.flops(1) + 2 * if alone { GATHERED_ALONE } else { GATHERED } * self.sparse.nnz() as u64
+    }
+
+    /// Whether a batch is multiplied by the dense matrix.
+    fn is_expanded(&self, batch: usize) -> bool {
+        Expanded::pays(self.cost(batch), self.numbers(), self.low_rank.shape())
     }
 
     /// The low-rank part.
@@ -132,7 +148,7 @@ impl SparseLowRank {
 
 impl<T: Scalar> Multiply<T> for SparseLowRank {
     fn multiply(&self, Operands { op, x, mut y, update, mut work }: Operands<'_, T>) {
-        if Expanded::pays(self.cost(), self.numbers(), self.shape())
+        if self.is_expanded(x.rows())
             && let Some(dense) = self.expanded.dense::<T>(self)
         {
             return dense.multiply(op, x, y, update, work.policy);
@@ -160,10 +176,10 @@ impl StructuredMatrix for SparseLowRank {
     }
     fn flops(&self, batch: usize) -> u64 {
         let own = self.low_rank.flops(1) + self.sparse.flops(1);
-        batch as u64 * Expanded::flops(own, self.cost(), self.numbers(), self.shape())
+        batch as u64 * Expanded::flops(own, self.cost(batch), self.numbers(), self.shape())
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if Expanded::pays(self.cost(), self.numbers(), self.shape()) { 0 } else { batch };
+        let batch = if self.is_expanded(batch) { 0 } else { batch };
         self.low_rank.scratch_len(batch).max(self.sparse.scratch_len(batch))
     }
     fn to_dense_f64(&self) -> Array2<f64> {

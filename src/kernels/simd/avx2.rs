@@ -67,6 +67,7 @@ impl Simd<f32> for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
     type V = __m256;
+    type Index = __m256i;
 
     #[inline(always)]
     fn zero(self) -> __m256 {
@@ -112,6 +113,14 @@ impl Simd<f32> for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn index(self, ptr: *const i32) -> __m256i {
+        unsafe { _mm256_loadu_si256(ptr.cast()) }
+    }
+    #[inline(always)]
+    fn permute(self, a: __m256, index: __m256i) -> __m256 {
+        unsafe { _mm256_permutevar8x32_ps(a, index) }
+    }
+    #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> __m256 {
         unsafe { _mm256_loadu_ps(ptr) }
     }
@@ -126,6 +135,14 @@ impl Simd<f32> for Avx2 {
     #[inline(always)]
     unsafe fn store_part(self, ptr: *mut f32, a: __m256, len: usize) {
         unsafe { _mm256_maskstore_ps(ptr, first_32(len), a) }
+    }
+    #[inline(always)]
+    unsafe fn load_lanes(self, ptr: *const f32, from: usize, to: usize) -> __m256 {
+        unsafe { _mm256_maskload_ps(ptr, _mm256_andnot_si256(first_32(from), first_32(to))) }
+    }
+    #[inline(always)]
+    unsafe fn store_lanes(self, ptr: *mut f32, a: __m256, from: usize, to: usize) {
+        unsafe { _mm256_maskstore_ps(ptr, _mm256_andnot_si256(first_32(from), first_32(to)), a) }
     }
     #[inline(always)]
     unsafe fn store(self, ptr: *mut f32, a: __m256) {
@@ -175,6 +192,7 @@ impl Simd<f64> for Avx2 {
     const LANES: usize = 4;
     const REGISTERS: usize = 16;
     type V = __m256d;
+    type Index = __m256i;
 
     #[inline(always)]
     fn zero(self) -> __m256d {
@@ -219,6 +237,19 @@ impl Simd<f64> for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn index(self, ptr: *const i32) -> __m256i {
+        unsafe {
+            // The halves of each number.
+            let two = _mm256_slli_epi64::<1>(_mm256_cvtepu32_epi64(_mm_loadu_si128(ptr.cast())));
+            let high = _mm256_slli_epi64::<32>(_mm256_add_epi64(two, _mm256_set1_epi64x(1)));
+            _mm256_or_si256(two, high)
+        }
+    }
+    #[inline(always)]
+    fn permute(self, a: __m256d, index: __m256i) -> __m256d {
+        unsafe { _mm256_castps_pd(_mm256_permutevar8x32_ps(_mm256_castpd_ps(a), index)) }
+    }
+    #[inline(always)]
     unsafe fn load(self, ptr: *const f64) -> __m256d {
         unsafe { _mm256_loadu_pd(ptr) }
     }
@@ -233,6 +264,14 @@ impl Simd<f64> for Avx2 {
     #[inline(always)]
     unsafe fn store_part(self, ptr: *mut f64, a: __m256d, len: usize) {
         unsafe { _mm256_maskstore_pd(ptr, first_64(len), a) }
+    }
+    #[inline(always)]
+    unsafe fn load_lanes(self, ptr: *const f64, from: usize, to: usize) -> __m256d {
+        unsafe { _mm256_maskload_pd(ptr, _mm256_andnot_si256(first_64(from), first_64(to))) }
+    }
+    #[inline(always)]
+    unsafe fn store_lanes(self, ptr: *mut f64, a: __m256d, from: usize, to: usize) {
+        unsafe { _mm256_maskstore_pd(ptr, _mm256_andnot_si256(first_64(from), first_64(to)), a) }
     }
     #[inline(always)]
     unsafe fn store(self, ptr: *mut f64, a: __m256d) {

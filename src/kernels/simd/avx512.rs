@@ -25,6 +25,7 @@ impl Simd<f32> for Avx512 {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
     type V = __m512;
+    type Index = __m512i;
 
     #[inline(always)]
     fn zero(self) -> __m512 {
@@ -67,6 +68,14 @@ impl Simd<f32> for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn index(self, ptr: *const i32) -> __m512i {
+        unsafe { _mm512_loadu_si512(ptr.cast()) }
+    }
+    #[inline(always)]
+    fn permute(self, a: __m512, index: __m512i) -> __m512 {
+        unsafe { _mm512_permutexvar_ps(index, a) }
+    }
+    #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> __m512 {
         unsafe { _mm512_loadu_ps(ptr) }
     }
@@ -85,6 +94,14 @@ impl Simd<f32> for Avx512 {
     #[inline(always)]
     unsafe fn store_part(self, ptr: *mut f32, a: __m512, len: usize) {
         unsafe { _mm512_mask_storeu_ps(ptr, ((1u32 << len) - 1) as __mmask16, a) }
+    }
+    #[inline(always)]
+    unsafe fn load_lanes(self, ptr: *const f32, from: usize, to: usize) -> __m512 {
+        unsafe { _mm512_maskz_loadu_ps(((1u32 << to) - (1u32 << from)) as __mmask16, ptr) }
+    }
+    #[inline(always)]
+    unsafe fn store_lanes(self, ptr: *mut f32, a: __m512, from: usize, to: usize) {
+        unsafe { _mm512_mask_storeu_ps(ptr, ((1u32 << to) - (1u32 << from)) as __mmask16, a) }
     }
     #[inline(always)]
     unsafe fn store(self, ptr: *mut f32, a: __m512) {
@@ -138,6 +155,7 @@ impl Simd<f64> for Avx512 {
     const LANES: usize = 8;
     const REGISTERS: usize = 32;
     type V = __m512d;
+    type Index = __m512i;
 
     #[inline(always)]
     fn zero(self) -> __m512d {
@@ -180,6 +198,14 @@ impl Simd<f64> for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn index(self, ptr: *const i32) -> __m512i {
+        unsafe { _mm512_cvtepi32_epi64(_mm256_loadu_si256(ptr.cast())) }
+    }
+    #[inline(always)]
+    fn permute(self, a: __m512d, index: __m512i) -> __m512d {
+        unsafe { _mm512_permutexvar_pd(index, a) }
+    }
+    #[inline(always)]
     unsafe fn load(self, ptr: *const f64) -> __m512d {
         unsafe { _mm512_loadu_pd(ptr) }
     }
@@ -194,6 +220,14 @@ impl Simd<f64> for Avx512 {
     #[inline(always)]
     unsafe fn store_part(self, ptr: *mut f64, a: __m512d, len: usize) {
         unsafe { _mm512_mask_storeu_pd(ptr, ((1u32 << len) - 1) as __mmask8, a) }
+    }
+    #[inline(always)]
+    unsafe fn load_lanes(self, ptr: *const f64, from: usize, to: usize) -> __m512d {
+        unsafe { _mm512_maskz_loadu_pd(((1u32 << to) - (1u32 << from)) as __mmask8, ptr) }
+    }
+    #[inline(always)]
+    unsafe fn store_lanes(self, ptr: *mut f64, a: __m512d, from: usize, to: usize) {
+        unsafe { _mm512_mask_storeu_pd(ptr, ((1u32 << to) - (1u32 << from)) as __mmask8, a) }
     }
     #[inline(always)]
     unsafe fn store(self, ptr: *mut f64, a: __m512d) {

@@ -30,6 +30,8 @@ pub trait Simd<T>: Copy + Send + Sync {
     const REGISTERS: usize;
     /// The vector.
     type V: Copy;
+    /// A lane for each lane.
+    type Index: Copy;
 
     /// All lanes zero.
     fn zero(self) -> Self::V;
@@ -49,6 +51,13 @@ pub trait Simd<T>: Copy + Send + Sync {
     fn sum(self, a: Self::V) -> T;
     /// The lanes of `a` and `b` in turns: the first half of `a0 b0 a1 b1 ..`, and the second.
     fn zip(self, a: Self::V, b: Self::V) -> (Self::V, Self::V);
+    /// Reads `LANES` lanes; they count modulo `LANES`.
+    ///
+    /// # Safety
+    /// `ptr` is valid for that many reads.
+    unsafe fn index(self, ptr: *const i32) -> Self::Index;
+    /// The lanes of `a` that `index` names.
+    fn permute(self, a: Self::V, index: Self::Index) -> Self::V;
     /// Reads `LANES` numbers.
     ///
     /// # Safety
@@ -65,11 +74,21 @@ pub trait Simd<T>: Copy + Send + Sync {
     /// # Safety
     /// `ptr` is valid for `len` reads.
     unsafe fn load_part(self, ptr: *const T, len: usize) -> Self::V;
-    /// Writes the first `len < LANES` lanes.
+    /// Writes the first `len <= LANES` lanes.
     ///
     /// # Safety
     /// `ptr` is valid for `len` writes.
     unsafe fn store_part(self, ptr: *mut T, a: Self::V, len: usize);
+    /// Reads lanes `from .. to <= LANES` from where they would lie in a vector at `ptr`; the other lanes are zero.
+    ///
+    /// # Safety
+    /// Those places are valid for reads; `ptr` itself need not be.
+    unsafe fn load_lanes(self, ptr: *const T, from: usize, to: usize) -> Self::V;
+    /// Writes lanes `from .. to <= LANES` to where they would lie in a vector at `ptr`.
+    ///
+    /// # Safety
+    /// Those places are valid for writes; `ptr` itself need not be.
+    unsafe fn store_lanes(self, ptr: *mut T, a: Self::V, from: usize, to: usize);
     /// Writes `LANES` numbers.
     ///
     /// # Safety
@@ -120,6 +139,20 @@ pub(super) fn transpose<T, S: Simd<T>>(simd: S, rows: [S::V; 16]) -> [S::V; 16] 
         rows = next;
     }
     rows
+}
+
+/// The same shuffles of `N` vectors, `rounds` times: a matrix of `2^rounds` rows that fills them is transposed.
+#[inline(always)]
+pub(super) fn shuffle<T, S: Simd<T>, const N: usize>(simd: S, vectors: [S::V; N], rounds: u32) -> [S::V; N] {
+    let mut vectors = vectors;
+    for _ in 0..rounds {
+        let mut next = vectors;
+        for i in 0..N / 2 {
+            (next[2 * i], next[2 * i + 1]) = simd.zip(vectors[i], vectors[i + N / 2]);
+        }
+        vectors = next;
+    }
+    vectors
 }
 
 /// The sums of the first `LANES` vectors, in the lanes of one.

@@ -15,6 +15,7 @@ macro_rules! portable {
             const LANES: usize = N;
             const REGISTERS: usize = 16;
             type V = [$t; N];
+            type Index = [i32; N];
 
             #[inline(always)]
             fn zero(self) -> Self::V {
@@ -54,6 +55,15 @@ macro_rules! portable {
                 (std::array::from_fn(pick), std::array::from_fn(|i| pick(N + i)))
             }
             #[inline(always)]
+            unsafe fn index(self, ptr: *const i32) -> Self::Index {
+                // SAFETY: the caller vouches for N reads.
+                unsafe { ptr.cast::<Self::Index>().read_unaligned() }
+            }
+            #[inline(always)]
+            fn permute(self, a: Self::V, index: Self::Index) -> Self::V {
+                std::array::from_fn(|i| a[index[i] as usize % N])
+            }
+            #[inline(always)]
             unsafe fn load(self, ptr: *const $t) -> Self::V {
                 // SAFETY: the caller vouches for N reads.
                 unsafe { ptr.cast::<Self::V>().read_unaligned() }
@@ -73,6 +83,19 @@ macro_rules! portable {
                 for (i, a) in a.iter().enumerate().take(len) {
                     // SAFETY: the caller vouches for `len` writes.
                     unsafe { *ptr.add(i) = *a };
+                }
+            }
+            #[inline(always)]
+            unsafe fn load_lanes(self, ptr: *const $t, from: usize, to: usize) -> Self::V {
+                let inside = |i: usize| (from..to).contains(&i);
+                // SAFETY: the caller vouches for these reads.
+                std::array::from_fn(|i| if inside(i) { unsafe { *ptr.wrapping_add(i) } } else { 0.0 })
+            }
+            #[inline(always)]
+            unsafe fn store_lanes(self, ptr: *mut $t, a: Self::V, from: usize, to: usize) {
+                for (i, a) in a.iter().enumerate().take(to).skip(from) {
+                    // SAFETY: the caller vouches for these writes.
+                    unsafe { *ptr.wrapping_add(i) = *a };
                 }
             }
             #[inline(always)]

@@ -404,8 +404,14 @@ impl Family for Blast {
                 "u {u:?}, s {s:?}, v {v:?}: expected (1, {m}, r), (b1, b2, r) with b1 <= {m} and b2 <= {n}, (1, {n}, r)"
             )));
         }
-        // Blocks of one size are packed for the products that they take part in.
-        let (b1, b2, _) = s.shape();
-        Ok(Self { u: u.packed(Op::Forward, b1), s: s.into_rows(), v: v.packed(Op::Transpose, b2) })
+        // Blocks of one size are packed for the products that they take part in, and may share panels.
+        let packed = |factor: Factor, op, blocks| {
+            let (rows, cols) = (factor.rows(), factor.cols());
+            match rows.is_multiple_of(blocks) {
+                true => factor.packed_for(op, PanelMap::contiguous(blocks, rows / blocks, cols)),
+                false => factor.packed(op, blocks),
+            }
+        };
+        Ok(Self { u: packed(u, Op::Forward, b1), s: s.into_rows(), v: packed(v, Op::Transpose, b2) })
     }
 }

@@ -8,7 +8,7 @@ use crate::exec::Workspace;
 use crate::gradient::{Differentiate, gathered, stack_gradient};
 use crate::kernels::PanelMap;
 use crate::linalg::{self, SpdSolver, Threads};
-use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
+use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Guarantee, Objective, Request, Run, scale_outputs};
 use crate::random::Gaussian;
@@ -84,7 +84,8 @@ impl BlockDiagonal {
             check_permutation("rows", rows, m)?;
             check_permutation("cols", cols, n)?;
         }
-        Ok(Self { shape: (m, n), blocks: blocks.packed_forward(), order })
+        let blocks = blocks.packed_for(Op::Forward, PanelMap::contiguous(b, s, p));
+        Ok(Self { shape: (m, n), blocks, order })
     }
 
     fn map(&self) -> PanelMap {

@@ -7,7 +7,7 @@ use crate::exec::Workspace;
 use crate::gradient::{Differentiate, Stage, stage_gradients};
 use crate::kernels::PanelMap;
 use crate::linalg::Threads;
-use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
+use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run, Size};
 use crate::random::Gaussian;
@@ -96,13 +96,23 @@ impl Butterfly {
     fn from_stages(found: &Stages, shape: (usize, usize), storage: Storage) -> Self {
         let side = 2 * found.block;
         let stages = found.stages.iter().map(|blocks| Factor::from_blocks(storage, (side, side), blocks));
-        Self { shape, stages: stages.map(Factor::packed_forward).collect() }
+        Self { shape, stages: stages.map(laid_out).collect() }
     }
+}
+
+/// Where the features of a stage of blocks of `2b x 2b` lie.
+fn stage_map(stage: &Factor) -> PanelMap {
+    PanelMap::interleaved(stage.blocks(), stage.rows(), stage.cols(), stage.rows() / 2)
+}
+
+fn laid_out(stage: Factor) -> Factor {
+    let map = stage_map(&stage);
+    stage.packed_for(Op::Forward, map)
 }
 
 impl<T: Scalar> Multiply<T> for Butterfly {
     fn multiply(&self, Operands { op, x, mut y, update, work }: Operands<'_, T>) {
-        let (batch, size, policy, b) = (x.rows(), self.size(), work.policy, self.block());
+        let (batch, size, policy) = (x.rows(), self.size(), work.policy);
         let (mut from, work) = work.matrix(batch, size);
         let (mut to, _) = work.matrix(batch, size);
         for i in 0..batch {
@@ -112,8 +122,14 @@ impl<T: Scalar> Multiply<T> for Butterfly {
         }
         for step in 0..self.stages.len() {
             let stage = &self.stages[op.order(step, self.stages.len() - 1 - step).0];
-            let map = PanelMap::interleaved(stage.blocks(), 2 * b, 2 * b, b);
-            stage.multiply_blocks(map, op, from.as_rows(), to.reborrow(), Update::Overwrite, policy);
+            stage.multiply_blocks(
+                stage_map(stage),
+                op,
+                from.as_rows(),
+                to.reborrow(),
+                Update::Overwrite,
+                policy,
+            );
             std::mem::swap(&mut from, &mut to);
         }
         for i in 0..batch {
@@ -250,6 +266,6 @@ impl Family for Butterfly {
             let shapes: Vec<_> = stages.iter().map(Factor::shape).collect();
             return Err(parts.error(format!("stages {shapes:?}: expected equal ones, (2^(L-1), 2b, 2b)")));
         }
-        Ok(Self { shape, stages: stages.into_iter().map(Factor::packed_forward).collect() })
+        Ok(Self { shape, stages: stages.into_iter().map(laid_out).collect() })
     }
 }
