@@ -6,9 +6,10 @@ mod common;
 
 use common::difference;
 use std::path::{Path, PathBuf};
-use structmat::adapters::peft::{Folder, Layout, Loaded};
-use structmat::adapters::Edit;
-use structmat::io::Checkpoint;
+use structmat::adapters::methods::{self, Rotation};
+use structmat::adapters::peft::{Folder, Layout, Loaded, TUNERS};
+use structmat::adapters::{Adapter, Edit, several};
+use structmat::io::{Checkpoint, Writer};
 use structmat::ndarray::{Array1, Array2, ArrayD, Ix1, s};
 use structmat::prelude::*;
 use structmat::{Error, Scalar};
@@ -244,8 +245,11 @@ fn check_task(path: &Path, case: &Case, edit: &Edit, weight: &Dense, task: usize
     let delta = case.array("delta").unwrap();
     let delta = delta.slice(s![task, .., ..]).to_owned();
     assert!(difference(&edit.delta(weight).unwrap(), &delta) < 1e-5, "{} {task}", path.display());
-    let row =
-        |name: &str| patches(&case.array(name).unwrap(), &[1, 1], &[]).slice(s![task..=task, ..]).to_owned();
+    let row = |name: &str| {
+        let all = case.array(name).unwrap();
+        let rows = all.index_axis(structmat::ndarray::Axis(0), task).to_owned();
+        patches(&rows, &[1, 1], &[])
+    };
     let y = edit.forward(weight, case.bias().as_deref(), &row("x").mapv(|v| v as f32)).unwrap();
     assert!(difference(&y, &row("y")) < 1e-5, "{} {task}", path.display());
 }
@@ -272,4 +276,287 @@ fn folders_of_the_reference_make_the_same_change_and_the_same_outputs() {
     }
     println!("{} of {all} folders", read.len());
     assert!(failed.is_empty(), "{}", failed.join("\n"));
+    // A clone alone reads every tuner.
+    for tuner in TUNERS {
+        let has = |path: &PathBuf| Folder::open(path).is_ok_and(|folder| folder.kind() == tuner.name);
+        let found = cases("peft").iter().filter(|path| path.starts_with(env!("CARGO_MANIFEST_DIR"))).any(has);
+        assert!(found || ["LN_TUNING"].contains(&tuner.name), "no case of {} in tests/data", tuner.name);
+    }
+}
+
+#[test]
+fn folders_that_are_not_read_are_refused_with_the_reason() {
+    for (name, reason) in NOT_READ.iter().filter(|(_, reason)| reason.starts_with("refused")) {
+        let paths = cases("peft").into_iter().filter(|path| path.ends_with(name)).collect::<Vec<_>>();
+        for path in paths {
+            let folder = Folder::open(&path);
+            let refused = match &folder {
+                Ok(folder) => folder.modules().next().is_none(),
+                Err(error) => matches!(error, Error::Unsupported { .. }),
+            };
+            assert!(refused, "{name}: {reason}");
+        }
+    }
+    for case in cases("peft") {
+        if ["psoft", "adamss", "poly"].contains(&name(&case).as_str()) {
+            let error = Folder::open(&case).unwrap().load("lin", &shapes(&case)).unwrap_err();
+            assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+        }
+    }
+}
+
+/// A LoRA folder with this configuration and these tensors.
+fn lora_folder(config: &str, tensors: &[(&str, Array2<f32>)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new();
+    tensors.iter().for_each(|(name, array)| writer.array(name, array).unwrap());
+    writer.write(folder.path().join("adapter_model.safetensors")).unwrap();
+    std::fs::write(folder.path().join("adapter_config.json"), config).unwrap();
+    folder
+}
+
+const A: &str = "base_model.model.fc.lora_A.weight";
+const B: &str = "base_model.model.fc.lora_B.weight";
+
+fn load(folder: &Path) -> Result<Loaded, Error> {
+    Folder::open(folder)?.load("fc", &|_| Some(vec![3, 4]))
+}
+
+#[test]
+fn hostile_folders_are_refused() {
+    let plain = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2}"#;
+    let (a, b) = (Array2::<f32>::ones((2, 4)), Array2::<f32>::ones((3, 2)));
+    let good = [(A, a.clone()), (B, b.clone())];
+    assert!(load(lora_folder(plain, &good).path()).is_ok());
+    let refused = |config: &str, tensors: &[(&str, Array2<f32>)], word: &str| {
+        let error = load(lora_folder(config, tensors).path()).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            matches!(error, Error::File { .. } | Error::Unknown { .. } | Error::Unsupported { .. }),
+            "{error:?}"
+        );
+        assert!(text.contains(word), "{text:?} does not say `{word}`");
+    };
+    for (config, word) in [
+        (r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "new_switch": 1}"#, "new_switch"),
+        (r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "r": 2}"#, "twice"),
+        (r#"{"peft_type": "LORA", "r": 1000000000, "lora_alpha": 2}"#, "1000000000"),
+        (r#"{"peft_type": "LORA", "r": 2}"#, "lora_alpha"),
+        (r#"{"peft_type": "LORA", "r": -2, "lora_alpha": 1}"#, "whole"),
+        (r#"{"peft_type": "LORA", "r": 2, "lora_alpha": NaN}"#, "configuration"),
+        (r#"{"peft_type": "LORA", "r": 2, "lora_alpha": "two"}"#, "lora_alpha"),
+        (r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "rank_pattern": {"(": 2}}"#, "rank_pattern"),
+        (r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "use_dora": true}"#, "magnitude"),
+        (r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "init_lora_weights": "loftq"}"#, "loftq"),
+        (
+            r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "init_lora_weights": "new"}"#,
+            "init_lora_weights",
+        ),
+        (
+            r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "use_qalora": true, "qalora_group_size": 3}"#,
+            "qalora",
+        ),
+        (
+            r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "layer_replication": [[0, 4]]}"#,
+            "layer_replication",
+        ),
+        (r#"{"peft_type": "LORAX"}"#, "LORAX"),
+        (r#"{"peft_type": "XLORA"}"#, "input"),
+        (r#"{"r": 2}"#, "peft_type"),
+        ("[1, 2", "configuration"),
+    ] {
+        refused(config, &good, word);
+    }
+    let with = |name: &'static str, array: Array2<f32>| {
+        let mut tensors = good.to_vec();
+        tensors.retain(|(known, _)| *known != name);
+        tensors.push((name, array));
+        tensors
+    };
+    refused(plain, &good[..1], "lora_B");
+    refused(plain, &with(A, Array2::ones((5, 4))), "shape");
+    refused(plain, &with(A, Array2::ones((2, 5))), "shape");
+    refused(plain, &with(B, Array2::ones((4, 2))), "shape");
+    refused(plain, &with(A, Array2::ones((0, 4))), "empty");
+    refused(plain, &with(A, Array2::from_elem((2, 4), f32::NAN)), "NaN");
+    refused(plain, &with("base_model.model.fc.lora_C.weight", Array2::ones((2, 2))), "left over");
+    refused(plain, &with("base_model.model.fc2.weight", Array2::ones((2, 2))), "left over");
+    refused(plain, &with("base_model.lora_A", Array2::ones((2, 2))), "belong");
+    refused(plain, &with("model.fc.lora_A.weight", Array2::ones((2, 2))), "belong");
+    refused(plain, &with("base_model.model.../../etc/passwd.lora_A.weight", Array2::ones((2, 2))), "path");
+    refused(plain, &with("base_model.model.lora_A.weight", Array2::ones((2, 2))), "module");
+
+    // Files that end too early, at any place, and pickles.
+    let folder = lora_folder(plain, &good);
+    let path = folder.path().join("adapter_model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    for len in (0..whole.len()).step_by(7) {
+        std::fs::write(&path, &whole[..len]).unwrap();
+        assert!(load(folder.path()).is_err(), "{len} bytes");
+    }
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(folder.path().join("adapter_model.bin"), b"\x80\x02").unwrap();
+    assert!(load(folder.path()).unwrap_err().to_string().contains("pickle"));
+    std::fs::remove_file(folder.path().join("adapter_config.json")).unwrap();
+    assert!(matches!(load(folder.path()).unwrap_err(), Error::Io { .. }));
+}
+
+#[test]
+fn bases_and_inputs_that_are_not_numbers_make_errors_or_nan() {
+    for path in cases("peft") {
+        let case = Checkpoint::open(path.join("case.safetensors")).unwrap();
+        let Ok(mut folder) = open(&path, &case) else { continue };
+        folder.select_task(0);
+        let modules: Vec<String> = folder.modules().map(str::to_owned).collect();
+        for module in &modules {
+            let loaded = folder.load(module, &shapes(&path)).unwrap();
+            let (m, n) = loaded.layout.matrix_shape();
+            let mut w = Array2::<f64>::ones((m, n));
+            w[[m / 2, n / 2]] = f64::NAN;
+            let base = Dense::from_factor(Factor::from_matrix(Storage::F32, &w)).unwrap();
+            if let Ok(edit) = loaded.adapter.edit(&base) {
+                let mut x = Array2::<f32>::ones((2, n));
+                x[[1, n - 1]] = f32::INFINITY;
+                edit.matmul(&base, &x).unwrap();
+                for storage in Storage::ALL {
+                    let report = edit.merge(&base, storage).unwrap().report;
+                    assert!(report.rounding.is_nan() || report.rounding >= 0.0);
+                }
+            }
+            // A base of another shape is an error for every adapter.
+            let other = Dense::new(&Array2::<f32>::ones((m + 1, n))).unwrap();
+            assert!(matches!(loaded.adapter.edit(&other), Err(Error::Shape { .. })), "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn two_circulant_adapters_add_up() {
+    let kernel =
+        |seed| Array2::from_shape_vec((1, 24), common::gaussian(1, 24, seed).into_raw_vec_and_offset().0);
+    let adapter = |seed| {
+        let kernel = kernel(seed).unwrap().into_shape_with_order((2, 3, 4)).unwrap();
+        methods::c3a(&kernel).unwrap()
+    };
+    let base = Dense::new(&common::gaussian(8, 12, 3)).unwrap();
+    let edits = [1, 2].map(|seed| adapter(seed).edit(&base).unwrap());
+    let both = several::weighted_sum(&[(&edits[0], 1.0), (&edits[1], 0.5)]).unwrap();
+    let expected = edits[0].delta(&base).unwrap() + edits[1].delta(&base).unwrap() * 0.5;
+    assert!(difference(&both.delta(&base).unwrap(), &expected) < 1e-7);
+    let x = common::gaussian(5, 12, 4);
+    let y = x.dot(&(base.to_dense_f64() + &expected).t());
+    assert!(difference(&both.matmul(&base, &x).unwrap(), &y) < 1e-7);
+}
+
+#[test]
+fn merges_into_coarse_storage_say_what_they_lose() {
+    let w = common::gaussian(48, 64, 1);
+    let (b, a) = (common::gaussian(48, 4, 2), common::gaussian(4, 64, 3));
+    for storage in [Storage::Bf16, Storage::F16, Storage::Int8] {
+        let base = Dense::from_factor(Factor::from_matrix(storage, &w)).unwrap();
+        let report = |scale: f64| {
+            let edit = methods::lora(&b, &a, scale).unwrap().edit(&base).unwrap();
+            edit.merge(&base, storage).unwrap().report
+        };
+        let (large, small) = (report(0.5), report(1e-6));
+        assert!(large.relative < 0.05 && large.vanished < 0.1, "{storage}: {large:?}");
+        assert!(small.relative > 0.5 && small.vanished > 0.9, "{storage}: {small:?}");
+        assert!(large.restore_error < 0.02, "{storage}: {large:?}");
+    }
+    // Nothing is lost where sums are exact.
+    let base = Dense::new(&w.mapv(|v| (v * 256.0).round() as f32 / 256.0 + 0.0)).unwrap();
+    let edit =
+        methods::lora(&b.mapv(|v| v.round()), &a.mapv(|v| v.round()), 0.5).unwrap().edit(&base).unwrap();
+    let report = edit.merge(&base, Storage::F32).unwrap().report;
+    assert_eq!((report.rounding, report.not_restored, report.restore_error), (0.0, 0.0, 0.0));
+}
+
+#[test]
+fn versions_of_rotations_are_told_apart() {
+    let q = methods::skew(&[0.3, -0.2, 0.5], 3).unwrap();
+    let [new, old, exact] =
+        [Rotation::Series { terms: 5 }, Rotation::OldSeries { terms: 5 }, Rotation::Cayley]
+            .map(|r| r.of(&q).unwrap());
+    let eye = Array2::<f64>::eye(3);
+    let (mut power, mut sum) = (eye.clone(), eye.clone());
+    for factor in [2.0, 2.0, 2.0, 1.0] {
+        power = power.dot(&q);
+        sum = sum + &power * factor;
+    }
+    assert!(difference(&new, &sum) < 1e-12);
+    assert!(difference(&old, &(sum + &power)) < 1e-12);
+    // The exact form is orthogonal, and turns the other way.
+    assert!(difference(&exact.dot(&exact.t()), &eye) < 1e-12);
+    assert!(difference(&exact.t().to_owned(), &new) < 0.2 && difference(&exact, &new) > 0.5);
+    assert_eq!(
+        difference(
+            &Rotation::Series { terms: 3 }.of(&q).unwrap(),
+            &Rotation::Series { terms: 4 }.of(&q).unwrap()
+        ),
+        0.0
+    );
+    assert!(
+        Rotation::Series { terms: 1 }.of(&q).is_err() && Rotation::Series { terms: 1 << 40 }.of(&q).is_err()
+    );
+}
+
+#[test]
+fn edits_in_a_row_are_one_edit() {
+    let base = Dense::new(&common::gaussian(8, 6, 1)).unwrap();
+    let first = methods::lora(&common::gaussian(8, 2, 2), &common::gaussian(2, 6, 3), 0.7).unwrap();
+    let first = first.edit(&base).unwrap();
+    let middle = first.compose(&base).unwrap();
+    let second =
+        methods::hra((8, 6), &common::gaussian(6, 3, 4), false).unwrap().edit(middle.as_ref()).unwrap();
+    let third = methods::scaling((8, 6), Some(&[0.5, 1.0, 2.0, 3.0, 1.5, 0.1, 4.0, 1.0]), None).unwrap();
+    let all = first.then(&second).unwrap().then(&third.edit(&base).unwrap()).unwrap();
+    let step = second.merged(middle.as_ref()).unwrap();
+    let expected = third.edit(&base).unwrap().merged(&Dense::new(&step).unwrap()).unwrap();
+    assert!(difference(&all.merged(&base).unwrap(), &expected) < 1e-6);
+    let x = common::gaussian(3, 6, 9);
+    assert!(difference(&all.matmul(&base, &x).unwrap(), &x.dot(&expected.t())) < 1e-6);
+    let back = all.unmerge(&all.merged(&base).unwrap()).unwrap();
+    assert!(difference(&back, &base.to_dense_f64()) < 1e-9);
+}
+
+#[test]
+fn rows_of_a_batch_use_adapters_of_their_own() {
+    let base = Dense::new(&common::gaussian(20, 33, 1)).unwrap();
+    let lora = |seed| {
+        let (b, a) = (common::gaussian(20, 3, seed), common::gaussian(3, 33, seed + 1));
+        methods::lora(&b, &a, 0.3).unwrap().edit(&base).unwrap()
+    };
+    let edits =
+        [lora(10), lora(20), methods::hra((20, 33), &common::gaussian(33, 2, 5), true).unwrap().into_edit()];
+    let which = [Some(1), None, Some(0), Some(2), Some(1), Some(1), None];
+    let x = common::gaussian(7, 33, 7);
+    let edits: Vec<&Edit> = edits.iter().collect();
+    let mut y = Array2::from_elem((7, 20), f64::NAN);
+    several::apply_rows(&base, &edits, &which, &x, &mut y, &mut Exec::new()).unwrap();
+    for (i, which) in which.iter().enumerate() {
+        let row = x.slice(s![i..=i, ..]);
+        let expected = match which {
+            Some(k) => edits[*k].matmul(&base, &row).unwrap(),
+            None => base.matmul(&row).unwrap(),
+        };
+        assert!(difference(&y.slice(s![i..=i, ..]), &expected) < 1e-12, "{i}");
+    }
+    let wrong = [Some(3); 7];
+    assert!(several::apply_rows(&base, &edits, &wrong, &x, &mut y, &mut Exec::new()).is_err());
+}
+
+#[test]
+fn stacks_of_low_rank_changes_are_one() {
+    let base = Dense::new(&common::gaussian(20, 33, 1)).unwrap();
+    let lora = |rank, seed| {
+        let (b, a) = (common::gaussian(20, rank, seed), common::gaussian(rank, 33, seed + 1));
+        methods::lora(&b, &a, 0.3).unwrap().edit(&base).unwrap()
+    };
+    let edits = [lora(2, 2), lora(3, 4)];
+    let sum = several::weighted_sum(&[(&edits[0], 2.0), (&edits[1], -1.0)]).unwrap();
+    assert_eq!(sum.additive().unwrap().name(), "low_rank");
+    let expected = edits[0].delta(&base).unwrap() * 2.0 - edits[1].delta(&base).unwrap();
+    assert!(difference(&sum.delta(&base).unwrap(), &expected) < 1e-12);
+    let turn = methods::hra((20, 33), &common::gaussian(33, 2, 5), true).unwrap().into_edit();
+    assert!(matches!(several::weighted_sum(&[(&turn, 0.5)]), Err(Error::Unsupported { .. })));
 }

@@ -8,6 +8,7 @@
 //!
 //! - [`Adapter`] is what every method implements; [`methods`] has one file for each. [`Additive`] is the adapter of any structured matrix.
 //! - [`peft`] opens the folders that HuggingFace PEFT writes.
+//! - [`several`]: weighted sums, and batches whose rows use different adapters; [`Edit::then`] chains edits in order.
 //! - [`Edit::merge`] makes the merged weight in the storage of the base, and reports what rounding did to it.
 
 //!
@@ -32,7 +33,7 @@ mod edit;
 mod merge;
 pub mod methods;
 pub mod peft;
-// several
+pub mod several;
 
 pub use additive::{Additive, Multiplicative};
 pub use edit::{BiasEdit, Edit};
