@@ -6,11 +6,11 @@ mod common;
 
 use common::difference;
 use std::path::{Path, PathBuf};
-use structmat::adapters::methods::{self, Rotation};
+use structmat::adapters::methods::{self, Component, Rotation, Spectral};
 use structmat::adapters::peft::{Folder, Layout, Loaded, TUNERS};
 use structmat::adapters::{Adapter, Edit, several};
 use structmat::io::{Checkpoint, Writer};
-use structmat::ndarray::{Array1, Array2, ArrayD, Ix1, s};
+use structmat::ndarray::{Array1, Array2, Array3, ArrayD, Ix1, s};
 use structmat::prelude::*;
 use structmat::{Error, Scalar};
 
@@ -559,4 +559,180 @@ fn stacks_of_low_rank_changes_are_one() {
     assert!(difference(&sum.delta(&base).unwrap(), &expected) < 1e-12);
     let turn = methods::hra((20, 33), &common::gaussian(33, 2, 5), true).unwrap().into_edit();
     assert!(matches!(several::weighted_sum(&[(&turn, 0.5)]), Err(Error::Unsupported { .. })));
+}
+
+/// Cases of the authors of the methods that the crate has no counterpart of, each with the reason.
+const NO_COUNTERPART: &[(&str, &str)] = &[
+    ("aflora_freezing", "a rule for training, which is not there"),
+    ("dora_dynamic_rank", "a rule for training, which is not there"),
+    ("expressive_power_deficient", "a construction over several layers, which is not there"),
+    ("expressive_power_exact", "a construction over several layers, which is not there"),
+    ("group_rational", "an activation, which is not there"),
+    ("nora_rational", "an activation, which is not there"),
+    ("ssmlora", "a layer with a state, which is not there"),
+];
+
+/// A case of an author's code.
+struct Authors {
+    name: String,
+    file: Checkpoint,
+    settings: serde_json::Value,
+}
+
+impl Authors {
+    fn open(path: &Path) -> Self {
+        let text = std::fs::read(path.join("case.json")).unwrap();
+        Self {
+            name: name(path),
+            file: Checkpoint::open(path.join("case.safetensors")).unwrap(),
+            settings: serde_json::from_slice(&text).unwrap(),
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.file.shape(name).is_some()
+    }
+
+    fn array(&self, name: &str) -> ArrayD<f64> {
+        self.file.array(name).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+    }
+
+    /// Of one axis by all others.
+    fn matrix(&self, name: &str) -> Array2<f64> {
+        let a = self.array(name);
+        let rows = a.shape()[0];
+        a.clone().into_shape_with_order((rows, a.len() / rows)).unwrap()
+    }
+
+    fn vector(&self, name: &str) -> Vec<f64> {
+        self.array(name).iter().copied().collect()
+    }
+
+    fn cube(&self, name: &str) -> Array3<f64> {
+        self.array(name).into_dimensionality().unwrap()
+    }
+
+    fn number(&self, name: &str) -> f64 {
+        self.settings[name].as_f64().unwrap()
+    }
+
+    /// Compares the change, the merged weight and the outputs, as far as the case has them.
+    fn check(&self, adapter: &dyn Adapter, prefix: &str, tolerance: f64) {
+        let own = |name: &str| format!("{prefix}{name}");
+        let (m, n) = adapter.shape();
+        let w = if self.has(&own("base_weight")) {
+            self.matrix(&own("base_weight"))
+        } else {
+            Array2::zeros((m, n))
+        };
+        let base = Dense::new(&w.mapv(|v| v as f32)).unwrap();
+        let edit = adapter.edit(&base).unwrap();
+        let mut compared = 0;
+        for (name, ours) in [("delta", edit.delta(&base)), ("merged_weight", edit.merged(&base))] {
+            if self.has(&own(name)) {
+                let error = difference(&ours.unwrap(), &self.matrix(&own(name)));
+                assert!(error < tolerance, "{} {prefix}{name} is off by {error:e}", self.name);
+                compared += 1;
+            }
+        }
+        if self.has(&own("y")) {
+            let (x, y) = (self.array("x"), self.array(&own("y")));
+            let shape = self.file.shape(&own("base_weight")).filter(|shape| shape.len() == 4);
+            let kernel = shape.map_or(vec![1, 1], <[usize]>::to_vec);
+            let (x, y) = (patches(&x, &kernel, y.shape()), output_rows(&y, &kernel));
+            let bias = ["base_bias", "bias"].iter().map(|name| own(name)).find(|name| self.has(name));
+            let bias = bias.map(|name| Array1::from(self.vector(&name)));
+            let ours = edit.forward(&base, bias.as_deref(), &x.mapv(|v| v as f32)).unwrap();
+            let error = difference(&ours, &y);
+            assert!(error < tolerance, "{} {prefix}y is off by {error:e}", self.name);
+            compared += 1;
+        }
+        assert!(compared > 0, "{} {prefix}: nothing compared", self.name);
+    }
+}
+
+#[test]
+fn cases_of_the_authors_are_met() {
+    let mut met = 0;
+    for path in cases("adapters") {
+        let case = Authors::open(&path);
+        match case.name.as_str() {
+            "compacter_phm" | "compacter_phm_factored_rule" | "compacter_phm_full" => {
+                let products = |left: &str, right: &str, whole: &str| {
+                    if case.has(whole) {
+                        return case.cube(whole);
+                    }
+                    let (a, b) = (case.cube(left), case.cube(right));
+                    let (k, p, s) = (a.dim().0, a.dim().1, b.dim().2);
+                    let mut all = Array3::zeros((k, p, s));
+                    for i in 0..k {
+                        let product = a.slice(s![i, .., ..]).dot(&b.slice(s![i, .., ..]));
+                        all.slice_mut(s![i, .., ..]).assign(&product);
+                    }
+                    all
+                };
+                let rule = products("param.phm_rule_left", "param.phm_rule_right", "param.phm_rule");
+                let t = products("param.W_left", "param.W_right", "param.W");
+                case.check(&methods::phm(&rule, &t).unwrap(), "", 1e-6);
+            }
+            "diablo" | "diablo_ragged" => {
+                let w = case.matrix("base_weight");
+                case.check(&methods::diablo(w.dim(), &case.cube("blocks")).unwrap(), "", 1e-6);
+            }
+            "lora_xs" => {
+                let [b, r, a] = ["B", "R", "A"].map(|name| case.matrix(name));
+                case.check(&methods::core(&b, &r, &a, case.number("scaling")).unwrap(), "", 1e-6);
+            }
+            "lotr" => {
+                let (lhs, rhs) = (case.matrix("lhs"), case.matrix("rhs"));
+                let scale = case.number("scale") / case.number("rank");
+                for layer in 0..3 {
+                    let mid = case.matrix(&format!("{layer}.mid"));
+                    let adapter = methods::core(&lhs.t(), &mid.t(), &rhs.t(), scale).unwrap();
+                    case.check(&adapter, &format!("{layer}."), 1e-6);
+                }
+            }
+            "qr_lora" => {
+                let (scale, w) = (case.number("scaling"), case.matrix("base_weight"));
+                let (q, r) = methods::qr_basis(&w, case.number("rank") as usize, scale).unwrap();
+                assert!(difference(&q, &case.matrix("Q")) < 2e-5 && difference(&r, &case.matrix("R")) < 2e-5);
+                let residual = &w - &(q.dot(&r) * scale);
+                assert!(difference(&residual, &case.matrix("residual_weight")) < 1e-5);
+                case.check(
+                    &methods::qr_lora(&case.matrix("Q"), &case.matrix("delta_R"), scale).unwrap(),
+                    "",
+                    1e-6,
+                );
+            }
+            "spectral_adapter_rotation_0" | "spectral_adapter_rotation_1" => {
+                let (r, at) = (case.number("rank") as usize, case.number("block_index") as usize);
+                let block = |name: &str| case.matrix(name).slice(s![.., at * r..(at + 1) * r]).to_owned();
+                let (u, v) = (block("U"), block("V"));
+                let sigma = case.vector("S")[at * r..(at + 1) * r].to_vec();
+                let (p, q) = (case.matrix("skew_left"), case.matrix("skew_right"));
+                let turned =
+                    methods::spectral_rotation((&u, &sigma, &v), (&p, &q), &case.vector("sigma_scale"));
+                case.check(&turned.unwrap(), "", 1e-5);
+            }
+            "svdiff_linear" | "svdiff_conv2d" => {
+                let (w, scale) = (case.matrix("base_weight"), case.number("scale"));
+                let shift: Vec<f64> = case.vector("shift").iter().map(|v| scale * v).collect();
+                let adapter = Spectral::new("svdiff", w.dim(), Component::Shift(shift), None, w.nrows());
+                case.check(&adapter.unwrap(), "", 2e-5);
+            }
+            "transformer2_svf" => {
+                let w = case.matrix("base_weight");
+                let most = case.number("max_mult");
+                let z = case.vector("z_logits").iter().map(|p| most / (1.0 + (-p).exp())).collect();
+                let adapter = Spectral::new("svf", w.dim(), Component::NuclearScale(z), None, w.ncols());
+                case.check(&adapter.unwrap(), "", 2e-5);
+            }
+            other => {
+                assert!(NO_COUNTERPART.iter().any(|(known, _)| *known == other), "{other} is not checked");
+                continue;
+            }
+        }
+        met += 1;
+    }
+    println!("{met} of the authors' cases");
 }

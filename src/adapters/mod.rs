@@ -8,6 +8,7 @@
 //!
 //! - [`Adapter`] is what every method implements; [`methods`] has one file for each. [`Additive`] is the adapter of any structured matrix.
 //! - [`peft`] opens the folders that HuggingFace PEFT writes.
+//! - [`extract`]: the adapter of a family that is nearest to the difference of two weights.
 //! - [`several`]: weighted sums, and batches whose rows use different adapters; [`Edit::then`] chains edits in order.
 //! - [`Edit::merge`] makes the merged weight in the storage of the base, and reports what rounding did to it.
 
@@ -30,6 +31,7 @@
 
 mod additive;
 mod edit;
+pub mod extract;
 mod merge;
 pub mod methods;
 pub mod peft;

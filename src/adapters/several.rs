@@ -1,6 +1,6 @@
 //! Several adapters on one base: sums, and batches whose rows use different ones.
 
-use super::{BiasEdit, Boxed, Edit};
+use super::{Adapter, BiasEdit, Boxed, Edit};
 use crate::compose::{Scaled, Sum};
 use crate::error::{Error, Result};
 use crate::exec::Exec;
@@ -71,6 +71,37 @@ pub fn weighted_sum(edits: &[(&Edit, f64)]) -> Result<Edit> {
         1 => edit.with_delta(terms.remove(0)),
         _ => edit.with_delta(Box::new(Sum::new(terms)?)),
     }
+}
+
+/// Adapters on one base, as one edit. Where none multiplies the base their changes add up, with their weights; else they follow each other in
+/// this order, each bound to what those before it made.
+///
+/// # Errors
+/// Those of [`Adapter::edit`], and [`Error::Unsupported`] for a weight other than 1 of an adapter that multiplies the base.
+///
+/// ```
+/// use structmat::prelude::*;
+/// use structmat::adapters::{methods, several};
+/// use structmat::ndarray::array;
+/// let base = Dense::new(&array![[1.0f32]])?;
+/// let (plus, times) = (methods::lora(&array![[1.0f32]], &array![[1.0]], 1.0)?, methods::scaling((1, 1), Some(&[3.0]), None)?);
+/// assert_eq!(several::in_order(&base, &[(&plus, 1.0), (&times, 1.0)])?.merged(&base)?, array![[6.0]]);
+/// assert_eq!(several::in_order(&base, &[(&times, 1.0), (&plus, 1.0)])?.merged(&base)?, array![[4.0]]);
+/// # Ok::<(), structmat::Error>(())
+/// ```
+pub fn in_order(base: &dyn StructuredMatrix, adapters: &[(&dyn Adapter, f64)]) -> Result<Edit> {
+    let edits = adapters.iter().map(|(adapter, _)| adapter.edit(base)).collect::<Result<Vec<_>>>()?;
+    let weighted: Vec<(&Edit, f64)> =
+        edits.iter().zip(adapters).map(|(edit, (_, weight))| (edit, *weight)).collect();
+    if edits.iter().all(|edit| edit.is_additive() && edit.bias().map.is_none()) {
+        return weighted_sum(&weighted);
+    }
+    let mut all = Edit::of(base.shape());
+    for (k, (adapter, weight)) in adapters.iter().enumerate() {
+        let edit = if k == 0 { edits[0].clone() } else { adapter.edit(all.compose(base)?.as_ref())? };
+        all = all.then(&if *weight == 1.0 { edit } else { weighted_sum(&[(&edit, *weight)])? })?;
+    }
+    Ok(all)
 }
 
 /// Low-rank matrices with their factors side by side.

@@ -95,7 +95,7 @@ impl Adapter for Deft {
 }
 
 /// The orthonormal factor of `a` (thin), with the signs of LAPACK's reflections: `R_ii` has the sign opposite to the entry that it replaces.
-fn householder(a: &ArrayRef2<f64>) -> Array2<f64> {
+pub(super) fn householder(a: &ArrayRef2<f64>) -> Array2<f64> {
     let (m, n) = a.dim();
     let k = m.min(n);
     let mut r = a.to_owned();

@@ -10,6 +10,8 @@
 //! | [`c3a`] | grid of circulant blocks | transforms of blocks |
 //! | [`gralora`] | grid of low-rank blocks | $r (m + n)$ |
 //! | [`miss`] | folded inputs | $n + r m$ |
+//! | [`core`], [`qr_lora`], [`spectral_rotation`] | $s B R A$ in frozen bases | $r (m + n)$ |
+//! | [`phm`] | sum of Kronecker products | small products |
 //! | [`diablo`] | block-diagonal | $mn / N$ |
 //! | [`sparse_delta`] | entries | one per entry |
 //! | [`oft`], [`boft`] | $W R$, block rotations | $n b$ per factor |
@@ -25,6 +27,7 @@
 mod bat;
 mod boft;
 mod c3a;
+mod core;
 mod deft;
 mod diablo;
 mod dora;
@@ -40,10 +43,13 @@ mod lora;
 mod miss;
 mod oft;
 mod peanut;
+mod phm;
+mod qr_lora;
 mod road;
 mod scaling;
 mod sparse_delta;
 mod spectral;
+mod spectral_rotation;
 mod tokens;
 mod wave_ft;
 mod wavelets;
@@ -51,6 +57,7 @@ mod wavelets;
 pub use bat::Bat;
 pub use boft::boft;
 pub use c3a::c3a;
+pub use core::core;
 pub use deft::{Deft, DeftForm};
 pub use diablo::diablo;
 pub use dora::Dora;
@@ -67,10 +74,13 @@ pub use lora::{lora, scaled_lora};
 pub use miss::miss;
 pub use oft::{Rotation, oft, skew};
 pub use peanut::{Activation, Peanut};
+pub use phm::phm;
+pub use qr_lora::{qr_basis, qr_lora};
 pub use road::{RoadVariant, road};
 pub use scaling::scaling;
 pub use sparse_delta::sparse_delta;
 pub use spectral::{Component, Spectral};
+pub use spectral_rotation::spectral_rotation;
 pub use tokens::Tokens;
 pub use wave_ft::wave_ft;
 pub use wavelets::Wavelet;

@@ -154,7 +154,7 @@ impl Folder {
         let inside = |saved: &&str| {
             path.match_indices('.').any(|(at, _)| ends_with(&path[..at], saved)) || ends_with(module, saved)
         };
-        let replaced = biases && name == "bias" || saved.iter().any(|saved| inside(saved));
+        let replaced = biases && name == "bias" || saved.iter().any(inside);
         Ok(replaced.then(|| format!("{module}.{name}")))
     }
 

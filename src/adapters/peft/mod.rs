@@ -40,7 +40,7 @@ mod tuners;
 
 pub use folder::{Folder, Loaded};
 pub use layout::Layout;
-pub use save::save_lora;
+pub use save::save;
 
 use super::Adapter;
 use crate::error::Result;

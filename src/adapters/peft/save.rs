@@ -1,63 +1,51 @@
+use crate::adapters::extract::{Extracted, Kind};
 use crate::error::{Error, Result};
 use crate::io::{Staged, Writer};
-use crate::scalar::Scalar;
-use ndarray::Array2;
+use crate::storage::Storage;
 use std::path::Path;
 
-/// Writes a LoRA folder that PEFT reads: for each module its factors `B` (out x rank) and `A` (rank x in), all of one rank, with
-/// `lora_alpha` as given.
+/// Writes extracted adapters as a folder that PEFT reads; all of one kind and size, in single precision.
 ///
 /// # Errors
-/// [`Error::Parameter`] when there is no module or ranks differ, [`Error::Io`] when the folder cannot be written.
+/// [`Error::Parameter`] when there is no module, [`Error::Io`] when the folder cannot be written.
 ///
 /// ```
-/// use structmat::adapters::peft::{Folder, save_lora};
+/// use structmat::adapters::{extract::{Kind, extract}, peft::{Folder, save}};
 /// use structmat::ndarray::array;
 /// # fn main() -> structmat::Result<()> {
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let path = folder.path();
-/// save_lora(path, &[("fc".to_owned(), array![[1.0f32], [2.0]], array![[3.0, 4.0]])], 1.0)?;
-/// assert_eq!(Folder::open(path)?.modules().collect::<Vec<_>>(), ["fc"]);
+/// let found = extract(&array![[1.0, 2.0], [2.0, 4.0]], Kind::Lora, 1)?;
+/// save(path, Kind::Lora, 1, &[("fc".to_owned(), found)])?;
+/// let loaded = Folder::open(path)?.load("fc", &|_| Some(vec![2, 2]))?;
+/// # assert_eq!(loaded.adapter.kind(), "lora");
 /// # Ok(()) }
 /// ```
-pub fn save_lora<T: Scalar>(
-    path: impl AsRef<Path>,
-    modules: &[(String, Array2<T>, Array2<T>)],
-    alpha: f64,
-) -> Result<()> {
+pub fn save(path: impl AsRef<Path>, kind: Kind, size: usize, modules: &[(String, Extracted)]) -> Result<()> {
     let path = path.as_ref();
-    let rank = modules.first().map_or(0, |(_, b, _)| b.ncols());
-    if let Some((name, b, a)) = modules.iter().find(|(_, b, a)| b.ncols() != rank || a.nrows() != rank) {
-        let received = format!("{} and {} in `{name}`", b.ncols(), a.nrows());
-        return Err(Error::parameter("rank", received, format!("{rank} in all factors")));
-    }
-    if rank == 0 {
-        return Err(Error::parameter("modules", modules.len(), "at least one, of rank at least 1"));
+    if modules.is_empty() {
+        return Err(Error::parameter("modules", 0, "at least one"));
     }
     let mut writer = Writer::new();
-    for (name, b, a) in modules {
-        writer.array(&format!("base_model.model.{name}.lora_A.weight"), a)?;
-        writer.array(&format!("base_model.model.{name}.lora_B.weight"), b)?;
+    for (module, found) in modules {
+        for (name, tensor) in &found.tensors {
+            writer.array_in(&format!("base_model.model.{module}.{name}"), tensor, Storage::F32)?;
+        }
     }
-    let names: Vec<&str> = modules.iter().map(|(name, ..)| name.as_str()).collect();
-    let config = serde_json::json!({
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": alpha,
+    let names: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
+    let mut config = serde_json::json!({
+        "peft_type": kind.name().to_uppercase(),
         "target_modules": names,
         "bias": "none",
-        "fan_in_fan_out": false,
-        "init_lora_weights": true,
         "inference_mode": true,
-        "lora_dropout": 0.0,
-        "use_rslora": false,
-        "use_dora": false,
-        "rank_pattern": {},
-        "alpha_pattern": {},
         "modules_to_save": null,
         "task_type": null,
         "base_model_name_or_path": null,
     });
+    if let (Some(config), serde_json::Value::Object(settings)) = (config.as_object_mut(), kind.settings(size))
+    {
+        config.extend(settings);
+    }
     std::fs::create_dir_all(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
     let weights = writer.stage(path.join("adapter_model.safetensors"))?;
     let text = config.to_string();
