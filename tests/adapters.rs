@@ -736,3 +736,161 @@ fn cases_of_the_authors_are_met() {
     }
     println!("{met} of the authors' cases");
 }
+
+/// The tool, built by the same `cargo test`.
+fn tool(folder: &Path, args: &str) -> std::process::Output {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    path.pop();
+    let path = path.join("examples").join(format!("adapter{}", std::env::consts::EXE_SUFFIX));
+    assert!(path.exists(), "{} is missing: `cargo build --examples`", path.display());
+    std::process::Command::new(path).current_dir(folder).args(args.split_whitespace()).output().unwrap()
+}
+
+fn succeeds(folder: &Path, args: &str) -> String {
+    let output = tool(folder, args);
+    assert!(output.status.success(), "{args}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A case as files for the tool: the base, and the inputs.
+fn files_of(path: &Path, module: &str) -> tempfile::TempDir {
+    let (folder, case) = (tempfile::tempdir().unwrap(), Case::of(path, module));
+    let mut writer = Writer::new();
+    let (weight, bias) = (case.array("base_weight").unwrap(), case.array("base_bias"));
+    writer.array_in(&format!("{module}.weight"), &weight, Storage::F32).unwrap();
+    if let Some(bias) = bias {
+        writer.array_in(&format!("{module}.bias"), &bias, Storage::F32).unwrap();
+    }
+    if name(path) == "lora_bias_all" {
+        writer.array_in("fc2.bias", &Array1::<f64>::zeros(40), Storage::F32).unwrap();
+    }
+    writer.array("untouched", &common::gaussian(2, 2, 1)).unwrap();
+    writer.write(folder.path().join("base.safetensors")).unwrap();
+    let file = Checkpoint::open(path.join("case.safetensors")).unwrap();
+    let mut writer = Writer::new();
+    writer.copy(&file, "x").unwrap();
+    writer.write(folder.path().join("x.safetensors")).unwrap();
+    folder
+}
+
+#[test]
+fn the_tool_merges_and_applies_what_the_reference_does() {
+    let mut run = 0;
+    for (case, module) in [
+        ("lora", "lin"),
+        ("lora_dora", "lin"),
+        ("lora_fan_in_fan_out", "lin"),
+        ("lora_embedding", "emb"),
+        ("lora_bias_all", "fc1"),
+        ("trainable_tokens", "emb"),
+        ("road_4", "lin"),
+        ("miss_mini", "lin"),
+        ("c3a_gcd", "lin"),
+        ("glora", "lin"),
+        ("boft_conv2d", "conv"),
+    ] {
+        let Some(path) = cases("peft").into_iter().find(|path| path.ends_with(case)) else { continue };
+        run += 1;
+        let (folder, data) = (files_of(&path, module), Case::of(&path, module));
+        let adapter = path.canonicalize().unwrap();
+        let begin = format!("--base base.safetensors --adapter {}", adapter.display());
+        succeeds(folder.path(), &format!("{begin} delta --output delta.safetensors"));
+        let open = |name: &str| Checkpoint::open(folder.path().join(name)).unwrap();
+        let flat = |a: ArrayD<f64>| a.clone().into_shape_with_order((1, a.len())).unwrap();
+        let delta = open("delta.safetensors").array::<f64>(&format!("{module}.delta")).unwrap();
+        assert!(difference(&flat(delta), &flat(data.array("delta").unwrap())) < 1e-5, "{case}");
+
+        let printed = succeeds(folder.path(), &format!("{begin} merge --output merged.safetensors"));
+        assert!(printed.contains(module) && printed.contains("f32"), "{printed}");
+        let merged = open("merged.safetensors");
+        let w = data.array("base_weight").unwrap() + data.array("delta").unwrap();
+        let ours = merged.array::<f64>(&format!("{module}.weight")).unwrap();
+        assert!(difference(&flat(ours), &flat(w)) < 1e-6, "{case}");
+        assert_eq!(merged.matrix::<f64>("untouched").unwrap(), common::gaussian(2, 2, 1));
+        if let Some(bias) = data.array("merged_bias") {
+            let ours = merged.array::<f64>(&format!("{module}.bias")).unwrap();
+            assert!(difference(&flat(ours), &flat(bias)) < 1e-6, "{case}");
+        }
+        let listed = succeeds(folder.path(), &format!("{begin} info"));
+        assert!(listed.contains(module), "{listed}");
+        if module != "conv" {
+            let apply = format!("{begin} apply --module {module} --x x.safetensors --output y.safetensors");
+            succeeds(folder.path(), &apply);
+            let y = open("y.safetensors").array::<f64>("y").unwrap();
+            let expected = data.array("y").unwrap();
+            assert_eq!(y.shape(), expected.shape(), "{case}");
+            assert!(difference(&flat(y), &flat(expected)) < 1e-5, "{case}");
+        }
+    }
+    assert!(run >= 5);
+}
+
+#[test]
+fn the_tool_keeps_types_adds_adapters_and_finds_them_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (w, b, a) = (common::gaussian(24, 16, 1), common::gaussian(24, 2, 2), common::gaussian(2, 16, 3));
+    let write = |name: &str, w: &Array2<f64>, storage| {
+        let mut writer = Writer::new();
+        writer.array_in("up.weight", w, storage).unwrap();
+        writer.write(path(name)).unwrap();
+    };
+    write("base.safetensors", &w, Storage::F64);
+    write("tuned.safetensors", &(&w + &b.dot(&a)), Storage::F64);
+    write("half.safetensors", &w, Storage::Bf16);
+    for (kind, rank) in [("lora", 2), ("gralora", 4), ("c3a", 8), ("miss", 3)] {
+        let args = format!(
+            "--base base.safetensors extract --tuned tuned.safetensors --kind {kind} --rank {rank} --output {kind}"
+        );
+        let printed = succeeds(folder.path(), &args);
+        assert!(printed.contains("up"), "{printed}");
+        let report: f64 = printed.lines().last().unwrap().split('|').nth(3).unwrap().trim().parse().unwrap();
+        succeeds(
+            folder.path(),
+            &format!("--base base.safetensors --adapter {kind} delta --output {kind}.safetensors"),
+        );
+        let delta = Checkpoint::open(path(&format!("{kind}.safetensors")))
+            .unwrap()
+            .matrix::<f64>("up.delta")
+            .unwrap();
+        let error = difference(&delta, &b.dot(&a));
+        assert!(
+            (error - report).abs() < 1e-3 && error < if kind == "lora" { 1e-6 } else { 0.999 },
+            "{kind}: {error}"
+        );
+        // The nearest member: what is left is orthogonal to it.
+        let inner: f64 = (&b.dot(&a) - &delta).iter().zip(&delta).map(|(r, d)| r * d).sum();
+        assert!(inner.abs() < 1e-5 * common::norm(&delta).powi(2).max(1.0), "{kind}: {inner}");
+    }
+    succeeds(folder.path(), "--base half.safetensors --adapter lora merge --output merged.safetensors");
+    let merged = Checkpoint::open(path("merged.safetensors")).unwrap();
+    assert_eq!(merged.storage("up.weight"), Some(Storage::Bf16));
+    let both = "--base base.safetensors --adapter lora:0.75 --adapter lora:0.25";
+    succeeds(folder.path(), &format!("{both} delta --output both.safetensors"));
+    let delta = Checkpoint::open(path("both.safetensors")).unwrap().matrix::<f64>("up.delta").unwrap();
+    assert!(difference(&delta, &b.dot(&a)) < 1e-6);
+    assert!(succeeds(folder.path(), &format!("{both} info")).contains("lora x 0.75"));
+    for (args, word) in [
+        ("--base base.safetensors --adapter nowhere info", "nowhere"),
+        ("--base base.safetensors --adapter lora:x info", "lora:x"),
+        ("--base base.safetensors info", "adapter"),
+        (
+            "--base base.safetensors --adapter lora apply --module down --x base.safetensors --output y.st",
+            "down",
+        ),
+        (
+            "--base merged.safetensors extract --tuned merged.safetensors --kind lora --rank 1 --output none",
+            "differs",
+        ),
+        (
+            "--base base.safetensors extract --tuned tuned.safetensors --kind lora --rank 99 --output none",
+            "rank",
+        ),
+    ] {
+        let output = tool(folder.path(), args);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(word), "{args}: {text}");
+    }
+    assert!(!path("y.st").exists() && !path("none").exists());
+}
