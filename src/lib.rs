@@ -27,6 +27,7 @@
 //! - [`gradient`]: the gradients of the input and of every factor, for training; [`Apply::vjp`] is the way in.
 //! - [`compose`]: sums, products, transposes, permutations, scalings, direct sums of structured matrices.
 //! - [`storage`]: `f64` to `int4`, for every factor of every family.
+//! - [`adapters`]: LoRA and its kin: read, multiplied beside a frozen base, merged.
 //! - [`layers`]: a linear layer. [`models`]: transformers made of them. [`io`]: safetensors files.
 //! - [`linalg`]: the decompositions behind the projections, in `f64`.
 //!
@@ -35,6 +36,7 @@
 //! multiplied as `f32` or `f64`, the type of $X$. Nothing public panics on data or shapes; nothing uses a thread unless asked to.
 #![deny(unsafe_code)]
 
+pub mod adapters;
 pub mod allocation;
 pub mod calibration;
 pub mod compose;

@@ -8,10 +8,12 @@
 //! | [`Permuted`] | $W_{ij} = A_{\rho(i)\,\gamma(j)}$ |
 //! | [`DirectSum`] | $A_1 \oplus A_2 \oplus \dots$, block-diagonal of any |
 //! | [`Transposed`] | $A^T$ |
+//! | [`Identity`] | $I$ |
 //!
 //! Sub-matrices are boxed, so anything nests in anything; products reuse one scratch for all levels.
 
 mod direct_sum;
+mod identity;
 mod permuted;
 mod product;
 mod scaled;
@@ -19,6 +21,7 @@ mod sum;
 mod transposed;
 
 pub use direct_sum::DirectSum;
+pub use identity::Identity;
 pub use permuted::Permuted;
 pub(crate) use permuted::{check_permutation, gather, scatter};
 pub use product::Product;
@@ -41,6 +44,7 @@ const COMBINATORS: &[(&str, LoadFn)] = &[
     (Permuted::NAME, |parts| Ok(Box::new(Permuted::from_parts(parts)?))),
     (DirectSum::NAME, |parts| Ok(Box::new(DirectSum::from_parts(parts)?))),
     (Transposed::NAME, |parts| Ok(Box::new(Transposed::from_parts(parts)?))),
+    (Identity::NAME, |parts| Ok(Box::new(Identity::from_parts(parts)?))),
 ];
 
 /// How to build the combinator `name`, where there is one.

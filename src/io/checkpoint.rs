@@ -5,6 +5,7 @@ use crate::kernels::map_file;
 use crate::matrix::StructuredMatrix;
 use crate::parts::MAX_FEATURES;
 use crate::scalar::Scalar;
+use crate::storage::Storage;
 use bytemuck::Pod;
 use memmap2::Mmap;
 use ndarray::{Array2, ArrayD, IxDyn};
@@ -99,6 +100,17 @@ impl Checkpoint {
     /// Whether there is an ordinary tensor `name` of F64 numbers.
     pub fn is_f64(&self, name: &str) -> bool {
         self.plain.contains(name) && self.header.info(name).is_some_and(|info| info.dtype == Dtype::F64)
+    }
+
+    /// How the numbers of the ordinary tensor `name` are stored; `None` where there is no such tensor, or it holds integers.
+    pub fn storage(&self, name: &str) -> Option<Storage> {
+        match self.plain.contains(name).then(|| self.header.info(name)).flatten()?.dtype {
+            Dtype::F64 => Some(Storage::F64),
+            Dtype::F32 => Some(Storage::F32),
+            Dtype::F16 => Some(Storage::F16),
+            Dtype::BF16 => Some(Storage::Bf16),
+            _ => None,
+        }
     }
 
     /// The structured matrix `name`, built and checked.

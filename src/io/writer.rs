@@ -3,6 +3,7 @@ use super::{Checkpoint, RECORD_PREFIX, Staged, VERSION, VERSION_KEY};
 use crate::error::{Error, Result};
 use crate::matrix::StructuredMatrix;
 use crate::scalar::Scalar;
+use crate::storage::{Data, Factor, Storage};
 use ndarray::{ArrayRef, Dimension};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -49,6 +50,31 @@ impl<'a> Writer<'a> {
         let dtype = if size_of::<T>() == 4 { Dtype::F32 } else { Dtype::F64 };
         let values: Vec<T> = array.iter().copied().collect();
         let bytes = Cow::Owned(bytemuck::cast_slice(&values).to_vec());
+        self.tensors.insert(name.to_owned(), Tensor { dtype, shape: array.shape().to_vec(), bytes });
+        Ok(())
+    }
+
+    /// Adds an ordinary tensor of numbers rounded to `storage`: `f64`, `f32`, `bf16` or `f16`.
+    ///
+    /// # Errors
+    /// As [`structured`](Self::structured), and [`Error::Parameter`] for a storage that takes scales.
+    pub fn array_in<D: Dimension>(
+        &mut self,
+        name: &str,
+        array: &ArrayRef<f64, D>,
+        storage: Storage,
+    ) -> Result<()> {
+        self.check_free(name)?;
+        let row: Vec<f64> = array.iter().copied().collect();
+        let factor = Factor::from_fn(storage, (1, 1, row.len()), |_, _, k| row[k]);
+        let (dtype, bytes): (_, &[u8]) = match factor.data() {
+            Data::F64(v) => (Dtype::F64, bytemuck::cast_slice(v)),
+            Data::F32(v) => (Dtype::F32, bytemuck::cast_slice(v)),
+            Data::Bf16(v) => (Dtype::BF16, bytemuck::cast_slice(v)),
+            Data::F16(v) => (Dtype::F16, bytemuck::cast_slice(v)),
+            _ => return Err(Error::parameter("storage", storage, "f64, f32, bf16 or f16")),
+        };
+        let bytes = Cow::Owned(bytes.to_vec());
         self.tensors.insert(name.to_owned(), Tensor { dtype, shape: array.shape().to_vec(), bytes });
         Ok(())
     }

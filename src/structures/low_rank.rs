@@ -98,6 +98,26 @@ impl LowRank {
         self.u.len() + self.s.as_ref().map_or(0, Factor::len) + self.v.len()
     }
 
+    /// `U`, of `out x rank`.
+    pub fn left(&self) -> &Factor {
+        &self.u
+    }
+
+    /// `V`, of `rank x in`.
+    pub fn right(&self) -> &Factor {
+        &self.v
+    }
+
+    /// The number between the `k`-th column of `U` and the `k`-th row of `V`: 1 where there is no `s`. Panics when out of range.
+    pub fn scale(&self, k: usize) -> f64 {
+        self.s.as_ref().map_or(1.0, |s| s.get(0, 0, k))
+    }
+
+    /// A copy of a matrix that is one.
+    pub(crate) fn from_structured(matrix: &dyn StructuredMatrix) -> Option<Self> {
+        (matrix.name() == Self::NAME).then(|| Self::from_parts(matrix.parts().into_owned()).ok()).flatten()
+    }
+
     /// The rank of the factors.
     pub fn rank(&self) -> usize {
         self.u.cols()

@@ -3,7 +3,7 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use structmat::compose::{DirectSum, Permuted, Product, Scaled, Sum, Transposed};
+use structmat::compose::{DirectSum, Identity, Permuted, Product, Scaled, Sum, Transposed};
 use structmat::ndarray::{Array2, ArrayRef2};
 use structmat::prelude::*;
 use structmat::registry::{self, Entry};
@@ -84,6 +84,8 @@ pub fn combinators(storage: Storage) -> Vec<Boxed> {
         Sum::new(vec![Box::new(product.clone()), Box::new(permuted.clone())]).unwrap(),
     ));
     let single = Product::new(vec![dense(3, 4, 14)]).unwrap();
+    let diagonal = Identity::diagonal(diagonal(17, 15)).unwrap();
+    let reflection = Sum::new(vec![Box::new(Identity::new(20).unwrap()), low_rank(20, 20, 16)]).unwrap();
     vec![
         Box::new(sum),
         Box::new(product),
@@ -93,6 +95,8 @@ pub fn combinators(storage: Storage) -> Vec<Boxed> {
         Box::new(direct),
         Box::new(nested),
         Box::new(single),
+        Box::new(diagonal),
+        Box::new(reflection),
     ]
 }
 

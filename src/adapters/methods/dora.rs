@@ -1,0 +1,70 @@
+use super::row;
+use crate::adapters::{Adapter, Edit};
+use crate::compose::Identity;
+use crate::error::{Error, Result};
+use crate::matrix::StructuredMatrix;
+use std::sync::Arc;
+
+/// DoRA: $W' = \mathrm{diag}(μ / \|W + D\|_{row})\,(W + D)$ with a magnitude `μ` per output; the bias stays.
+///
+/// The row norms are taken once, when the adapter is bound to a base. Cost of a product: that of `D`, and `2 out`.
+///
+/// Source: S.-Y. Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024. With a frozen basis: EDoRA (H. Nasiri, P. Garraghan, 2025).
+///
+/// ```
+/// use structmat::prelude::*;
+/// use structmat::adapters::{Adapter, methods::{self, Dora}};
+/// use structmat::ndarray::array;
+/// let base = Dense::new(&array![[3.0f32, 0.0]])?;
+/// let lora = methods::lora(&array![[1.0f32]], &array![[0.0, 4.0]], 1.0)?;
+/// let dora = Dora::new(Box::new(lora), vec![10.0])?;                       // (3, 4) has norm 5
+/// let d = dora.delta(&base)?;
+/// assert!((d - array![[3.0, 8.0]]).iter().all(|e| e.abs() < 1e-6));
+/// # Ok::<(), structmat::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Dora {
+    inner: Arc<dyn Adapter>,
+    magnitude: Vec<f64>,
+}
+
+impl Dora {
+    /// From the adapter that makes `D`, and one magnitude per output.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another number of magnitudes.
+    pub fn new(inner: Box<dyn Adapter>, magnitude: Vec<f64>) -> Result<Self> {
+        let outputs = inner.shape().0;
+        match magnitude.len() == outputs {
+            true => Ok(Self { inner: inner.into(), magnitude }),
+            false => Err(Error::shape("DoRA magnitudes", &[outputs], &[magnitude.len()])),
+        }
+    }
+}
+
+impl Adapter for Dora {
+    fn kind(&self) -> &'static str {
+        "dora"
+    }
+    fn shape(&self) -> (usize, usize) {
+        self.inner.shape()
+    }
+    fn n_params(&self) -> usize {
+        self.inner.n_params() + self.magnitude.len()
+    }
+    fn edit(&self, base: &dyn StructuredMatrix) -> Result<Edit> {
+        let inner = self.inner.edit(base)?;
+        let w = inner.merged(base)?;
+        let mut scales = Vec::with_capacity(self.magnitude.len());
+        for (i, (row, magnitude)) in w.outer_iter().zip(&self.magnitude).enumerate() {
+            let norm = row.dot(&row).sqrt();
+            if norm == 0.0 {
+                return Err(Error::parameter(format!("norm of row {i} of W + D"), 0, "a positive number"));
+            }
+            scales.push(magnitude / norm);
+        }
+        let left = Box::new(Identity::diagonal(row(scales))?);
+        // The bias is that of the inner adapter, which is not rescaled.
+        inner.then(&Edit::of(self.shape()).with_left(left)?)
+    }
+}

@@ -1,0 +1,65 @@
+use super::storage_of;
+use crate::adapters::{Additive, Boxed};
+use crate::error::{Error, Result};
+use crate::scalar::Scalar;
+use crate::storage::{Factor, Storage};
+use crate::structures::LowRank;
+use ndarray::ArrayRef2;
+
+/// LoRA: $D = s B A$, with `b` of `out x rank` and `a` of `rank x in`.
+///
+/// Cost: `rank (out + in)`. The scale stands between the factors, which keep their bits.
+///
+/// Source: E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021.
+///
+/// # Errors
+/// [`Error::Shape`] when the ranks differ, [`Error::Parameter`] for rank 0 or a scale that is not finite.
+///
+/// ```
+/// use structmat::adapters::{Adapter, methods};
+/// use structmat::ndarray::array;
+/// let lora = methods::lora(&array![[1.0f32], [0.0]], &array![[2.0, 3.0]], 10.0)?;
+/// assert_eq!(lora.matrix().to_dense_f64(), array![[20.0, 30.0], [0.0, 0.0]]);
+/// assert_eq!(lora.n_params(), 4);
+/// # Ok::<(), structmat::Error>(())
+/// ```
+pub fn lora<T: Scalar>(b: &ArrayRef2<T>, a: &ArrayRef2<T>, scale: f64) -> Result<Additive> {
+    scaled_lora(b, &vec![scale; a.nrows()], a)
+}
+
+/// $D = B\,\mathrm{diag}(s) A$: LoRA whose directions have scales of their own (AdaLoRA, VeRA, KaSA, DeLoRA and others).
+///
+/// Source: Q. Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", 2023.
+///
+/// # Errors
+/// As [`lora`].
+///
+/// ```
+/// use structmat::adapters::methods;
+/// use structmat::ndarray::array;
+/// let b = array![[1.0f32, 1.0]];
+/// let lora = methods::scaled_lora(&b, &[10.0, 1.0], &array![[1.0], [2.0]])?;
+/// assert_eq!(lora.matrix().to_dense_f64(), array![[12.0]]);
+/// # Ok::<(), structmat::Error>(())
+/// ```
+pub fn scaled_lora<T: Scalar>(b: &ArrayRef2<T>, scales: &[f64], a: &ArrayRef2<T>) -> Result<Additive> {
+    let (storage, params) = (storage_of::<T>(), a.len() + b.len());
+    let (b, a) = (Factor::from_matrix(storage, b), Factor::from_matrix(storage, a));
+    Ok(Additive::new("lora", low_rank(b, scales, a)?).with_params(params))
+}
+
+/// `B diag(s) A` of factors in any storage.
+pub(crate) fn low_rank(b: Factor, scales: &[f64], a: Factor) -> Result<Boxed> {
+    let rank = a.rows();
+    if b.cols() != rank || scales.len() != rank {
+        return Err(Error::shape("LoRA factor B", &[b.rows(), rank], &[b.rows(), b.cols()]));
+    }
+    if rank == 0 {
+        return Err(Error::parameter("rank", 0, "at least 1"));
+    }
+    if let Some(scale) = scales.iter().find(|scale| !scale.is_finite()) {
+        return Err(Error::parameter("scale", scale, "a finite number"));
+    }
+    let scales = Factor::from_fn(Storage::F64, (1, 1, rank), |_, _, k| scales[k]);
+    Ok(Box::new(LowRank::with_singular_values(b, scales, a)?))
+}

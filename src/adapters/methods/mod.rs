@@ -1,0 +1,122 @@
+//! The methods, one file each: from trained numbers to adapters.
+//!
+//! | method | change of `W` | cost per vector, beside the base's |
+//! |---|---|---|
+//! | [`lora`], [`scaled_lora`] | $B\,\mathrm{diag}(s) A$ | $r (m + n)$ |
+//! | [`loha`] | $s\,(A_1 B_1) \circ (A_2 B_2)$ | $r^2 (m + n)$, at most $mn$ |
+//! | [`lokr`] | $s\,A \otimes B$ | two small products |
+//! | [`fourier_ft`] | $s\,\mathrm{Re}\,\mathrm{ifft2}$ of a sparse spectrum | two transforms |
+//! | [`wave_ft`] | inverse wavelet transform of a sparse matrix | $O(m + n)$ filters |
+//! | [`c3a`] | grid of circulant blocks | transforms of blocks |
+//! | [`gralora`] | grid of low-rank blocks | $r (m + n)$ |
+//! | [`miss`] | folded inputs | $n + r m$ |
+//! | [`core`], [`qr_lora`], [`spectral_rotation`] | $s B R A$ in frozen bases | $r (m + n)$ |
+//! | [`phm`] | sum of Kronecker products | small products |
+//! | [`diablo`] | block-diagonal | $mn / N$ |
+//! | [`sparse_delta`] | entries | one per entry |
+//! | [`oft`], [`boft`] | $W R$, block rotations | $n b$ per factor |
+//! | [`hra`] | $W \prod (I - 2 u u^T)$ | $2 n r$ |
+//! | [`road`] | pairs of outputs rotated | $2 m$ |
+//! | [`scaling`] | $\mathrm{diag}(l) W \mathrm{diag}(r)$ | $m + n$ |
+//! | [`Dora`] | rows of $W + D$ rescaled | that of $D$, and $m$ |
+//! | [`Hadamard`] | $W \circ (B A)$ | $mn$, made when bound |
+//! | [`Bat`] | $W_{oi} B_o + B_o$ | $mn$, made when bound |
+//! | [`Spectral`] | singular values or vectors of `W` | low-rank |
+//! | [`Deft`], [`Glora`], [`Frod`], [`Peanut`] | see there | |
+
+mod bat;
+mod boft;
+mod c3a;
+mod core;
+mod deft;
+mod diablo;
+mod dora;
+mod fourier_ft;
+mod frod;
+mod glora;
+mod gralora;
+mod hadamard;
+mod hra;
+mod loha;
+mod lokr;
+mod lora;
+mod miss;
+mod oft;
+mod peanut;
+mod phm;
+mod qr_lora;
+mod road;
+mod scaling;
+mod sparse_delta;
+mod spectral;
+mod spectral_rotation;
+mod tokens;
+mod wave_ft;
+mod wavelets;
+
+pub use bat::Bat;
+pub use boft::boft;
+pub use c3a::c3a;
+pub use core::core;
+pub use deft::{Deft, DeftForm};
+pub use diablo::diablo;
+pub use dora::Dora;
+pub use fourier_ft::fourier_ft;
+pub use frod::Frod;
+pub use glora::{Glora, Path};
+pub use gralora::gralora;
+pub use hadamard::Hadamard;
+pub use hra::hra;
+pub use loha::loha;
+pub use lokr::lokr;
+pub(crate) use lora::low_rank;
+pub use lora::{lora, scaled_lora};
+pub use miss::miss;
+pub use oft::{Rotation, oft, skew};
+pub use peanut::{Activation, Peanut};
+pub use phm::phm;
+pub use qr_lora::{qr_basis, qr_lora};
+pub use road::{RoadVariant, road};
+pub use scaling::scaling;
+pub use sparse_delta::sparse_delta;
+pub use spectral::{Component, Spectral};
+pub use spectral_rotation::spectral_rotation;
+pub use tokens::Tokens;
+pub use wave_ft::wave_ft;
+pub use wavelets::Wavelet;
+
+use super::Boxed;
+use crate::error::{Error, Result};
+use crate::scalar::Scalar;
+use crate::storage::{Factor, Storage};
+use crate::structures::Dense;
+use ndarray::{Array2, ArrayRef2};
+
+/// The storage that keeps numbers of a type exactly.
+fn storage_of<T: Scalar>() -> Storage {
+    if size_of::<T>() == 4 { Storage::F32 } else { Storage::F64 }
+}
+
+/// A dense matrix of derived numbers, in single precision; they may be NaN where the base is.
+fn dense(w: &ArrayRef2<f64>) -> Result<Boxed> {
+    Ok(Box::new(Dense::from_factor(Factor::from_matrix(Storage::F32, w))?))
+}
+
+/// A vector as the factor of a diagonal, in single precision.
+fn row(values: impl IntoIterator<Item = f64>) -> Factor {
+    let values: Vec<f64> = values.into_iter().collect();
+    Factor::from_fn(Storage::F32, (1, 1, values.len()), |_, _, k| values[k])
+}
+
+/// [`Error::Shape`] unless `a` has this shape.
+fn expect<T>(what: &'static str, a: &ArrayRef2<T>, (m, n): (usize, usize)) -> Result<()> {
+    match a.dim() {
+        shape if shape == (m, n) => Ok(()),
+        (rows, cols) => Err(Error::shape(what, &[m, n], &[rows, cols])),
+    }
+}
+
+/// The rectangle `rows x cols` of `a` that starts at `(i, j)`.
+fn block(a: &ArrayRef2<f64>, (i, j): (usize, usize), (rows, cols): (usize, usize)) -> Array2<f64> {
+    a.slice(ndarray::s![i..i + rows, j..j + cols]).to_owned()
+}
