@@ -5,6 +5,7 @@
 mod common;
 
 use common::difference;
+use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 use structmat::adapters::methods::{self, Component, Rotation, Spectral};
 use structmat::adapters::peft::{Folder, Layout, Loaded, TUNERS};
@@ -404,6 +405,51 @@ fn hostile_folders_are_refused() {
     assert!(load(folder.path()).unwrap_err().to_string().contains("pickle"));
     std::fs::remove_file(folder.path().join("adapter_config.json")).unwrap();
     assert!(matches!(load(folder.path()).unwrap_err(), Error::Io { .. }));
+}
+
+#[test]
+fn saved_folders_are_the_same() {
+    for path in cases("peft") {
+        let Ok(folder) = Folder::open(&path) else { continue };
+        let copy = tempfile::tempdir().unwrap();
+        folder.save(copy.path()).unwrap();
+        let config = |path: &Path| std::fs::read(path.join("adapter_config.json")).unwrap();
+        assert_eq!(config(&path), config(copy.path()));
+        let bytes = |path: &Path| std::fs::read(path.join("adapter_model.safetensors")).unwrap();
+        let (old, new) = (bytes(&path), bytes(copy.path()));
+        let (old, new) = (SafeTensors::deserialize(&old).unwrap(), SafeTensors::deserialize(&new).unwrap());
+        assert_eq!(old.len(), new.len());
+        for (name, tensor) in old.iter() {
+            let again = new.tensor(name).unwrap();
+            assert_eq!(
+                (tensor.dtype(), tensor.shape(), tensor.data()),
+                (again.dtype(), again.shape(), again.data())
+            );
+        }
+    }
+}
+
+#[test]
+fn rows_of_a_table_are_replaced_by_lora_folders_too() {
+    let config = |indices: &str| {
+        format!(r#"{{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "trainable_token_indices": {indices}}}"#)
+    };
+    let tensors =
+        [("base_model.model.emb.token_adapter.trainable_tokens_delta", Array2::from_elem((2, 4), 5.0f32))];
+    let base = Dense::new(&Array2::<f32>::ones((3, 4))).unwrap();
+    for indices in ["[2, 0]", r#"{"emb": [2, 0]}"#] {
+        let folder = lora_folder(&config(indices), &tensors);
+        let loaded = Folder::open(folder.path()).unwrap().load("emb", &|_| Some(vec![3, 4])).unwrap();
+        let delta = loaded.adapter.delta(&base).unwrap();
+        assert_eq!((delta[[0, 1]], delta[[1, 1]], delta[[2, 3]]), (4.0, 0.0, 4.0));
+    }
+    for indices in ["[2]", "[3, 0]", "[0, 0]", r#"{"other": [0, 1]}"#] {
+        let folder = lora_folder(&config(indices), &tensors);
+        assert!(
+            Folder::open(folder.path()).unwrap().load("emb", &|_| Some(vec![3, 4])).is_err(),
+            "{indices}"
+        );
+    }
 }
 
 #[test]
