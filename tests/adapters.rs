@@ -5,18 +5,24 @@
 mod common;
 
 use common::difference;
+use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 use structmat::adapters::methods::{self, Component, Rotation, Spectral};
 use structmat::adapters::peft::{Folder, Layout, Loaded, TUNERS};
-use structmat::adapters::{Adapter, Edit, several};
+use structmat::adapters::rules::{
+    AdaLora, AdaLoraSettings, DynamicRank, DynamicRankSettings, FreezerSettings, MatrixFreezer, RankOnes,
+    Triplets,
+};
+use structmat::adapters::{Adapter, Edit, low_rank_chain, several};
 use structmat::io::{Checkpoint, Writer};
+use structmat::layers::{Denominator, GroupRational, SsmLora};
 use structmat::ndarray::{Array1, Array2, Array3, ArrayD, Ix1, s};
 use structmat::prelude::*;
 use structmat::{Error, Scalar};
 
 /// Folders of the set that hold no adapter, or one that is refused, each with the reason.
 const NOT_READ: &[(&str, &str)] = &[
-    ("adalora_allocator", "an allocation step by step, no folder"),
+    ("adalora_allocator", "an allocation step by step, no folder: has a test of its own"),
     ("eva_init", "an initialisation from inputs, no folder"),
     ("eva_init_whiten", "an initialisation from inputs, no folder"),
     ("lily", "refused: depends on the whole batch"),
@@ -402,6 +408,51 @@ fn hostile_folders_are_refused() {
 }
 
 #[test]
+fn saved_folders_are_the_same() {
+    for path in cases("peft") {
+        let Ok(folder) = Folder::open(&path) else { continue };
+        let copy = tempfile::tempdir().unwrap();
+        folder.save(copy.path()).unwrap();
+        let config = |path: &Path| std::fs::read(path.join("adapter_config.json")).unwrap();
+        assert_eq!(config(&path), config(copy.path()));
+        let bytes = |path: &Path| std::fs::read(path.join("adapter_model.safetensors")).unwrap();
+        let (old, new) = (bytes(&path), bytes(copy.path()));
+        let (old, new) = (SafeTensors::deserialize(&old).unwrap(), SafeTensors::deserialize(&new).unwrap());
+        assert_eq!(old.len(), new.len());
+        for (name, tensor) in old.iter() {
+            let again = new.tensor(name).unwrap();
+            assert_eq!(
+                (tensor.dtype(), tensor.shape(), tensor.data()),
+                (again.dtype(), again.shape(), again.data())
+            );
+        }
+    }
+}
+
+#[test]
+fn rows_of_a_table_are_replaced_by_lora_folders_too() {
+    let config = |indices: &str| {
+        format!(r#"{{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "trainable_token_indices": {indices}}}"#)
+    };
+    let tensors =
+        [("base_model.model.emb.token_adapter.trainable_tokens_delta", Array2::from_elem((2, 4), 5.0f32))];
+    let base = Dense::new(&Array2::<f32>::ones((3, 4))).unwrap();
+    for indices in ["[2, 0]", r#"{"emb": [2, 0]}"#] {
+        let folder = lora_folder(&config(indices), &tensors);
+        let loaded = Folder::open(folder.path()).unwrap().load("emb", &|_| Some(vec![3, 4])).unwrap();
+        let delta = loaded.adapter.delta(&base).unwrap();
+        assert_eq!((delta[[0, 1]], delta[[1, 1]], delta[[2, 3]]), (4.0, 0.0, 4.0));
+    }
+    for indices in ["[2]", "[3, 0]", "[0, 0]", r#"{"other": [0, 1]}"#] {
+        let folder = lora_folder(&config(indices), &tensors);
+        assert!(
+            Folder::open(folder.path()).unwrap().load("emb", &|_| Some(vec![3, 4])).is_err(),
+            "{indices}"
+        );
+    }
+}
+
+#[test]
 fn bases_and_inputs_that_are_not_numbers_make_errors_or_nan() {
     for path in cases("peft") {
         let case = Checkpoint::open(path.join("case.safetensors")).unwrap();
@@ -561,17 +612,6 @@ fn stacks_of_low_rank_changes_are_one() {
     assert!(matches!(several::weighted_sum(&[(&turn, 0.5)]), Err(Error::Unsupported { .. })));
 }
 
-/// Cases of the authors of the methods that the crate has no counterpart of, each with the reason.
-const NO_COUNTERPART: &[(&str, &str)] = &[
-    ("aflora_freezing", "a rule for training, which is not there"),
-    ("dora_dynamic_rank", "a rule for training, which is not there"),
-    ("expressive_power_deficient", "a construction over several layers, which is not there"),
-    ("expressive_power_exact", "a construction over several layers, which is not there"),
-    ("group_rational", "an activation, which is not there"),
-    ("nora_rational", "an activation, which is not there"),
-    ("ssmlora", "a layer with a state, which is not there"),
-];
-
 /// A case of an author's code.
 struct Authors {
     name: String,
@@ -651,6 +691,136 @@ impl Authors {
     }
 }
 
+fn check_rational(case: &Authors, layer: &GroupRational, name: &str) {
+    let flat = |name: &str| {
+        let a = case.array(name);
+        a.clone().into_shape_with_order((a.len() / 32, 32)).unwrap()
+    };
+    let error = difference(&layer.forward(&flat("x").mapv(|v| v as f32)).unwrap(), &flat(name));
+    assert!(error < 1e-6, "{} {name}: {error:e}", case.name);
+}
+
+fn check_dynamic_rank(case: &Authors) {
+    let settings = DynamicRankSettings {
+        end_rank: case.number("end_avg_rank") as usize,
+        start: case.number("start_ratio"),
+        end: case.number("end_ratio"),
+        interval: case.number("interval") as usize,
+        beta: case.number("beta"),
+        total: case.number("max_step") as usize,
+    };
+    let names = ["a", "b", "c"];
+    let part = |name: &str, what: &str| format!("{name}.{what}");
+    let mut matrices = names.map(|name| RankOnes {
+        a: case.matrix(&part(name, "A")),
+        b: case.matrix(&part(name, "B")),
+        c: case.vector(&part(name, "c0")),
+    });
+    let mut rule = DynamicRank::new(settings);
+    for (step, log) in case.settings["log"].as_array().unwrap().iter().enumerate() {
+        rule.step(step, &mut matrices).unwrap();
+        for (name, matrix) in names.iter().zip(&mut matrices) {
+            let active: Vec<bool> = matrix.c.iter().map(|c| *c != 0.0).collect();
+            assert_eq!(serde_json::json!(active), log["active"][name], "step {step}, {name}");
+            let drift = case.matrix(&part(name, "drift"));
+            matrix.c.iter_mut().zip(drift.row(step)).for_each(|(c, d)| *c += d);
+        }
+    }
+    for (name, scores) in names.iter().zip(rule.scores()) {
+        let error = scores
+            .iter()
+            .zip(case.vector(&part(name, "score")))
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f64::max);
+        assert!(error < 1e-6, "{name}: {error:e}");
+    }
+}
+
+fn check_freezing(case: &Authors) {
+    let config = &case.settings["config"];
+    let number = |name: &str| config[name].as_f64().unwrap() as usize;
+    let total = case.number("total_step") as usize;
+    let epoch = total / number("num_train_epochs");
+    let settings = FreezerSettings {
+        warmup: number("initial_warmup") * epoch,
+        last: number("final_warmup") * epoch,
+        interval: number("deltaT"),
+        betas: (config["beta1"].as_f64().unwrap(), config["beta2"].as_f64().unwrap()),
+        total,
+    };
+    let names: Vec<String> =
+        (0..3).flat_map(|l| ["A", "B"].map(|side| format!("l{l}_lora_{side}"))).collect();
+    let gradients: Vec<Array2<f64>> = names.iter().map(|name| case.matrix(&format!("grad.{name}"))).collect();
+    let mut rule = MatrixFreezer::new(settings, names.len());
+    for (k, log) in case.settings["log"].as_array().unwrap().iter().enumerate() {
+        let step: Vec<Vec<f64>> = gradients.iter().map(|all| all.row(k).to_vec()).collect();
+        let decided = rule.step(k + 1, &step).unwrap();
+        // Once nothing is trained the reference stops counting.
+        if let Some(ratio) = log["keep_ratio"].as_f64() {
+            assert!(
+                (decided.keep_ratio - ratio).abs() < 1e-12 || k + 1 >= total - settings.last,
+                "step {}",
+                k + 1
+            );
+        }
+        if let Some(threshold) = log["score_threshold"].as_f64() {
+            assert!((decided.threshold.unwrap() / threshold - 1.0).abs() < 1e-6, "step {}", k + 1);
+        }
+        let trainable: Vec<&String> = names
+            .iter()
+            .zip(rule.trainable())
+            .filter(|(_, trained)| **trained)
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(serde_json::json!(trainable), log["trainable"], "step {}", k + 1);
+    }
+}
+
+#[test]
+fn adalora_shrinks_its_budget_as_the_reference_does() {
+    for path in cases("peft").into_iter().filter(|path| path.ends_with("adalora_allocator")) {
+        let case = Authors::open(&path);
+        let config = &case.settings["config"];
+        let number = |name: &str| config[name].as_u64().unwrap() as usize;
+        let settings = AdaLoraSettings {
+            target_rank: number("target_r"),
+            warmup: number("tinit"),
+            last: number("tfinal"),
+            interval: number("deltaT"),
+            betas: (config["beta1"].as_f64().unwrap(), config["beta2"].as_f64().unwrap()),
+            total: number("total_step"),
+        };
+        let read = |prefix: &str| {
+            ["a", "b", "c"].map(|name| Triplets {
+                a: case.matrix(&format!("{prefix}.{name}.lora_A")),
+                e: case.vector(&format!("{prefix}.{name}.lora_E")),
+                b: case.matrix(&format!("{prefix}.{name}.lora_B")),
+            })
+        };
+        let mut matrices = read("init");
+        let mut rule = AdaLora::new(settings);
+        for (k, log) in case.settings["log"].as_array().unwrap().iter().enumerate() {
+            let mask = rule.step(k + 1, &matrices, &read(&format!("grad.{}", k + 1))).unwrap();
+            for (matrix, kept) in matrices.iter_mut().zip(mask.iter().flatten()) {
+                matrix.e.iter_mut().zip(kept).filter(|(_, kept)| !**kept).for_each(|(e, _)| *e = 0.0);
+            }
+            assert_eq!(rule.budget(k + 1, 15, 3) as u64, log["budget"].as_u64().unwrap(), "step {}", k + 1);
+            for (name, matrix) in ["a", "b", "c"].iter().zip(&matrices) {
+                let active: Vec<bool> = matrix.e.iter().map(|e| *e != 0.0).collect();
+                assert_eq!(
+                    serde_json::json!(active),
+                    log["active_after"][format!("{name}.lora_E")],
+                    "step {}",
+                    k + 1
+                );
+            }
+        }
+        for (name, kept) in ["a", "b", "c"].iter().zip(rule.mask().unwrap()) {
+            assert_eq!(serde_json::json!(kept), case.settings["rank_pattern"][format!("{name}.lora_E")]);
+        }
+    }
+}
+
 #[test]
 fn cases_of_the_authors_are_met() {
     let mut met = 0;
@@ -727,14 +897,57 @@ fn cases_of_the_authors_are_met() {
                 let adapter = Spectral::new("svf", w.dim(), Component::NuclearScale(z), None, w.ncols());
                 case.check(&adapter.unwrap(), "", 2e-5);
             }
-            other => {
-                assert!(NO_COUNTERPART.iter().any(|(known, _)| *known == other), "{other} is not checked");
-                continue;
+            "expressive_power_exact" | "expressive_power_deficient" => {
+                let (frozen, target) = (case.cube("frozen"), case.matrix("target"));
+                let frozen: Vec<Array2<f64>> = frozen.outer_iter().map(|w| w.to_owned()).collect();
+                let changes = low_rank_chain(&frozen, &target, case.number("rank") as usize).unwrap();
+                let product = frozen
+                    .iter()
+                    .zip(&changes)
+                    .fold(Array2::eye(8), |product: Array2<f64>, (w, (b, a))| (w + &b.dot(a)).dot(&product));
+                let error = common::norm(&(&product - &target));
+                assert!((error - case.number("svd_tail")).abs() < 1e-8, "{}: {error:e}", case.name);
+                assert!(difference(&product, &case.matrix("achieved_product")) < 1e-8, "{}", case.name);
             }
+            "group_rational" => {
+                let (a, b) = (case.matrix("numerator"), case.matrix("denominator"));
+                let layer = GroupRational::new(Denominator::SumAbs, a, b).unwrap();
+                check_rational(&case, &layer, "y");
+            }
+            "nora_rational" => {
+                let scale = case.number("alpha") / case.number("r");
+                let product = |b: &str, a: &str| case.matrix(b).dot(&case.matrix(a)) * scale;
+                let numerator = case.matrix("base_numerator") + product("B_num", "A_num");
+                let denominator = case.matrix("base_denominator") + product("B_den", "A_den") + 1e-6;
+                for (form, name) in [(Denominator::SumAbs, "y"), (Denominator::AbsSum, "y_abs_sum")] {
+                    let layer = GroupRational::new(form, numerator.clone(), denominator.clone()).unwrap();
+                    check_rational(&case, &layer, name);
+                }
+            }
+            "ssmlora" => {
+                let batch = |name: &str| {
+                    let a = case.array(name);
+                    let n = *a.shape().last().unwrap();
+                    a.clone().into_shape_with_order((a.len() / n, n)).unwrap()
+                };
+                let mut state = Array2::zeros((6, 4));
+                for k in 0..3 {
+                    let own = |name: &str| format!("{k}.{name}");
+                    let [a, b, c, d] = ["W_a", "W_b", "W_c", "W_d"].map(|name| case.matrix(&own(name)));
+                    let layer = SsmLora::new(a, b, c, d, case.number("alpha")).unwrap();
+                    let y = layer.step(&batch(&own("x")), &mut state).unwrap();
+                    assert!(difference(&y, &batch(&own("delta_y"))) < 1e-6, "{k}");
+                    assert!(difference(&state, &batch(&own("state_after"))) < 1e-6, "{k}");
+                }
+            }
+            "dora_dynamic_rank" => check_dynamic_rank(&case),
+            "aflora_freezing" => check_freezing(&case),
+            other => panic!("{other} is not checked"),
         }
         met += 1;
     }
     println!("{met} of the authors' cases");
+    assert!(met >= 3);
 }
 
 /// The tool, built by the same `cargo test`.

@@ -4,7 +4,7 @@ use crate::matrix::{Apply, StructuredMatrix};
 use crate::projection::ratio;
 use crate::storage::{Factor, Storage};
 use crate::structures::Dense;
-use ndarray::{Array2, ArrayRef2};
+use ndarray::{Array1, Array2, ArrayRef2, Axis};
 
 /// Relative residual at which an unmerged weight counts as found.
 const SOLVED: f64 = 1e-14;
@@ -161,6 +161,15 @@ fn distance(a: &Array2<f64>, b: &Array2<f64>) -> f64 {
 
 /// `A⁻¹ B` by conjugate gradients on the normal equations, for a square `A` that is far from singular.
 fn solve(a: &dyn StructuredMatrix, b: &ArrayRef2<f64>) -> Result<Array2<f64>> {
+    if let Some(diagonal) = diagonal(a) {
+        let (least, most) = diagonal
+            .iter()
+            .fold((f64::INFINITY, 0.0f64), |(least, most), d| (least.min(d.abs()), most.max(d.abs())));
+        if most * most > CONDITION * least * least || !most.is_finite() {
+            return Err(singular());
+        }
+        return Ok(&b.view() / &diagonal.insert_axis(Axis(1)));
+    }
     // Rows of batches are the columns of B.
     let b = b.t().as_standard_layout().to_owned();
     let square = |a: &Array2<f64>| a.iter().map(|v| v * v).sum::<f64>();
@@ -193,10 +202,26 @@ fn solve(a: &dyn StructuredMatrix, b: &ArrayRef2<f64>) -> Result<Array2<f64>> {
     // The recurrence drifts: what counts is the residual itself.
     let residual = square(&(&b - &a.matmul(&x)?));
     if !residual.is_finite() || residual > SINGULAR * SINGULAR * goal || most > CONDITION * least {
-        return Err(Error::Unsupported {
-            structure: "edit".to_owned(),
-            what: "a factor is singular, or nearly so: the base cannot be restored".to_owned(),
-        });
+        return Err(singular());
     }
     Ok(x.reversed_axes())
+}
+
+fn singular() -> Error {
+    Error::Unsupported {
+        structure: "edit".to_owned(),
+        what: "a factor is singular, or nearly so: the base cannot be restored".to_owned(),
+    }
+}
+
+/// The diagonal of a scaled identity (or of the transpose of one).
+fn diagonal(a: &dyn StructuredMatrix) -> Option<Array1<f64>> {
+    let parts = a.parts();
+    let inner = if parts.structure() == "transposed" { parts.children().first()? } else { &parts };
+    let plain = inner.structure() == "scaled" && inner.children().first()?.structure() == "identity";
+    let mut factors = inner.factors();
+    match (plain.then(|| factors.next()).flatten(), factors.next()) {
+        (Some((_, factor)), None) => Some(factor.matrix(0).row(0).to_owned()),
+        _ => None,
+    }
 }

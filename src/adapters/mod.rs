@@ -9,6 +9,7 @@
 //! - [`Adapter`] is what every method implements; [`methods`] has one file for each. [`Additive`] is the adapter of any structured matrix.
 //! - [`peft`] opens the folders that HuggingFace PEFT writes.
 //! - [`extract`]: the adapter of a family that is nearest to the difference of two weights.
+//! - [`rules`]: which parts stay while adapters are trained. [`low_rank_chain`]: changes of several matrices that make a given product.
 //! - [`several`]: weighted sums, and batches whose rows use different adapters; [`Edit::then`] chains edits in order.
 //! - [`Edit::merge`] makes the merged weight in the storage of the base, and reports what rounding did to it.
 
@@ -30,14 +31,17 @@
 //! ```
 
 mod additive;
+mod chain;
 mod edit;
 pub mod extract;
 mod merge;
 pub mod methods;
 pub mod peft;
+pub mod rules;
 pub mod several;
 
 pub use additive::{Additive, Multiplicative};
+pub use chain::low_rank_chain;
 pub use edit::{BiasEdit, Edit};
 pub use merge::{MergeReport, Merged};
 

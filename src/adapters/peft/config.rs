@@ -32,6 +32,7 @@ const INFORMATIONAL: &[&str] = &[
 #[derive(Debug)]
 pub(crate) struct Config {
     path: PathBuf,
+    text: Vec<u8>,
     fields: Vec<(String, Node)>,
 }
 
@@ -45,9 +46,13 @@ impl Config {
         }
         let text = std::fs::read(&path).map_err(io)?;
         match serde_json::from_slice(&text).map_err(|e| bad(format!("not a configuration: {e}")))? {
-            Node::Map(fields) => Ok(Self { path, fields }),
+            Node::Map(fields) => Ok(Self { path, text, fields }),
             other => Err(bad(format!("{other}, expected an object"))),
         }
+    }
+
+    pub(super) fn text_as_read(&self) -> &[u8] {
+        &self.text
     }
 
     pub(crate) fn bad(&self, reason: impl Into<String>) -> Error {

@@ -5,7 +5,7 @@ use super::tensor::Tensor;
 use super::{REFUSED, TUNERS, Tuner};
 use crate::adapters::Adapter;
 use crate::error::{Error, Result};
-use crate::io::{Checkpoint, Source};
+use crate::io::{Checkpoint, Source, Staged, Writer};
 use ndarray::ArrayD;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,6 +17,9 @@ const MODEL: &str = "base_model.model.";
 
 /// What the keys of trained normalisation layers have between module and parameter.
 const NORMS: &str = "ln_tuning_layers.";
+
+/// What the keys of rows that a LoRA folder replaces have behind their module.
+const TOKENS: &str = "token_adapter.";
 
 /// The tensors of one module, by what follows its path in their keys.
 pub(super) type Tensors = BTreeMap<String, Tensor>;
@@ -31,6 +34,7 @@ pub struct Folder {
     /// Tensors of the model that are replaced as a whole.
     replaced: BTreeMap<String, Tensor>,
     tuner: &'static Tuner,
+    file: Checkpoint,
     pub(super) task: Option<usize>,
 }
 
@@ -70,33 +74,37 @@ impl Folder {
             return Err(Error::File { path: path.join("adapter_model.bin"), reason: reason.to_owned() });
         }
         let file = Checkpoint::open(weights)?;
+        if let Some(name) = file.structured().next() {
+            let reason = format!("`{name}` is a structured matrix, expected tensors of an adapter");
+            return Err(Error::File { path: file.path().to_owned(), reason });
+        }
+        let keys: Vec<String> = file.tensors().map(str::to_owned).collect();
         let mut folder = Self {
             config,
             modules: BTreeMap::new(),
             shared: Tensors::new(),
             replaced: BTreeMap::new(),
             tuner,
+            file,
             task: None,
         };
-        if let Some(name) = file.structured().next() {
-            let reason = format!("`{name}` is a structured matrix, expected tensors of an adapter");
-            return Err(Error::File { path: file.path().to_owned(), reason });
-        }
-        for key in file.tensors() {
-            folder.place(&file, key)?;
+        for key in keys {
+            folder.place(&key)?;
         }
         folder.rename_experts()?;
         Ok(folder)
     }
 
     /// Puts one tensor where it belongs, or refuses it.
-    fn place(&mut self, file: &Checkpoint, key: &str) -> Result<()> {
-        let bad = |reason: String| Err(Error::File { path: file.path().to_owned(), reason });
+    fn place(&mut self, key: &str) -> Result<()> {
+        let file = &self.file;
+        let path = file.path().to_owned();
+        let bad = |reason: String| Err(Error::File { path: path.clone(), reason });
         let odd = |c: char| c.is_control() || c == '/' || c == '\\';
         if key.chars().any(odd) || key.split('.').any(str::is_empty) {
             return bad(format!("tensor {key:?}: expected a path of names with dots between"));
         }
-        let Some(path) = key.strip_prefix(MODEL) else {
+        let Some(name) = key.strip_prefix(MODEL) else {
             return match key.strip_prefix(ROOT).filter(|name| self.tuner.shares(name)) {
                 Some(name) => {
                     self.shared.insert(name.to_owned(), Tensor::read(file, key)?);
@@ -106,23 +114,26 @@ impl Folder {
             };
         };
         let starts: Vec<usize> =
-            std::iter::once(0).chain(path.match_indices('.').map(|(at, _)| at + 1)).collect();
-        let own = |at: &&usize| path[**at..].starts_with(self.tuner.prefix);
+            std::iter::once(0).chain(name.match_indices('.').map(|(at, _)| at + 1)).collect();
+        let own = |at: &&usize| {
+            let rest = &name[**at..];
+            rest.starts_with(self.tuner.prefix) || self.tuner.name == "LORA" && rest.starts_with(TOKENS)
+        };
         match starts.iter().rev().find(own) {
             Some(0) => bad(format!("tensor `{key}` names no module")),
             // The trained layer itself, in the place of the model's.
-            Some(&at) if path[at..].starts_with(NORMS) => {
-                let name = format!("{}.{}", &path[..at - 1], &path[at + NORMS.len()..]);
-                self.replaced.insert(name, Tensor::read(file, key)?);
+            Some(&at) if name[at..].starts_with(NORMS) => {
+                let replaced = format!("{}.{}", &name[..at - 1], &name[at + NORMS.len()..]);
+                self.replaced.insert(replaced, Tensor::read(file, key)?);
                 Ok(())
             }
             Some(&at) => {
-                let (module, name) = (path[..at - 1].to_owned(), path[at..].to_owned());
-                self.modules.entry(module).or_default().insert(name, Tensor::read(file, key)?);
+                let (module, rest) = (name[..at - 1].to_owned(), name[at..].to_owned());
+                self.modules.entry(module).or_default().insert(rest, Tensor::read(file, key)?);
                 Ok(())
             }
             None => {
-                let name = self.replaced_name(path);
+                let name = self.replaced_name(name);
                 let Some(name) = name? else {
                     return bad(format!(
                         "tensor `{key}` is left over: nothing in the configuration asks for it"
@@ -187,6 +198,23 @@ impl Folder {
             self.modules.insert(name, tensors);
         }
         Ok(())
+    }
+
+    /// Writes the folder again: the same settings, and the same tensors bit for bit.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a file cannot be read or written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let mut writer = Writer::new();
+        for key in self.file.tensors() {
+            writer.copy(&self.file, key)?;
+        }
+        std::fs::create_dir_all(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let weights = writer.stage(path.join("adapter_model.safetensors"))?;
+        let config = Staged::new(path.join("adapter_config.json"), [self.config.text_as_read()])?;
+        weights.commit()?;
+        config.commit()
     }
 
     /// The kind of adapter: `peft_type`.

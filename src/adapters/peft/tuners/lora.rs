@@ -1,6 +1,7 @@
 use super::Loaded;
 use crate::adapters::methods::{Component, Dora, Spectral, low_rank};
 use crate::adapters::peft::Tuner;
+use crate::adapters::peft::config::ends_with;
 use crate::adapters::peft::json::Node;
 use crate::adapters::peft::layout::Form;
 use crate::adapters::peft::module::Module;
@@ -28,6 +29,7 @@ pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
         "kasa_config",
         "use_bdlora",
         "target_parameters",
+        "trainable_token_indices",
         "use_qalora",
         "qalora_group_size",
     ],
@@ -82,6 +84,12 @@ fn scale(module: &Module<'_>, rank: usize) -> Result<f64> {
 }
 
 fn load(module: &Module<'_>) -> Loaded {
+    if let Some(rows) = module.maybe("token_adapter.trainable_tokens_delta") {
+        if module.maybe("lora_embedding_A").is_some() {
+            return Err(module.unsupported("an embedding with both a LoRA and replaced rows"));
+        }
+        return super::tokens::replaced(module, rows, indices(module)?);
+    }
     if let Some(a) = module.maybe("lora_embedding_A") {
         return embedding(module, a);
     }
@@ -136,6 +144,20 @@ fn load(module: &Module<'_>) -> Loaded {
             finish(module, Box::new(Spectral::new(kind, (m, n), component, Some(delta), params)?))
         }
     }
+}
+
+/// `trainable_token_indices` of a module: one list for all, or one by the end of a module's path.
+fn indices<'a>(module: &Module<'a>) -> Result<&'a Node> {
+    let config = module.config();
+    let found = match config.get("trainable_token_indices") {
+        Some(Node::Map(map)) => {
+            map.iter().find(|(name, _)| ends_with(module.name(), name)).map(|(_, list)| list)
+        }
+        list => list,
+    };
+    found.ok_or_else(|| {
+        config.bad(format!("field `trainable_token_indices` says nothing of `{}`", module.name()))
+    })
 }
 
 /// Rescales rows, where there are magnitudes.
