@@ -33,10 +33,10 @@ pub fn text(compressed: &CompressedModel<'_>, seconds: f64) -> String {
         compressed.plan.bound.map_or(String::new(), |bound| format!(", at least {bound:.5} possible"));
     format!(
         "{} matrices: {params} of {dense} parameters ({:.4}), {bytes} bytes ({:.4} of f32), {seconds:.1} s\n\
-         sum of squared relative errors in the survey: {:.5}{bound}\n\n{}{refined}\n\
+         sum of squared errors in the survey: {:.5}{bound}\n\n{}{refined}\n\
          Errors are of outputs, relative: on the inputs of the dense model (survey), and on those of the compressed one against the outputs of \
-         the dense one (fit). The gain is what one hundredth of the whole budget more for this matrix would lower the sum of squared errors \
-         by; the best other family is what the choice was made against, with its error.\n",
+         the dense one (fit). The sum counts them as the model's \
+         result depends on them; the gain is what one hundredth of the whole budget more for this matrix would lower it by; the best other family is what the choice was made against, with its error.\n",
         rows.len(),
         params as f64 / dense as f64,
         bytes as f64 / (4 * dense) as f64,

@@ -75,6 +75,6 @@ impl Variant {
 
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.structure, self.storage, self.ratio)
+        write!(f, "{} {} {}", self.structure, self.storage, (1e4 * self.ratio).round() / 1e4)
     }
 }
