@@ -7,6 +7,7 @@ mod common;
 use common::difference;
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
+use structmat::adapters::init::{IncrementalPca, eva_ranks};
 use structmat::adapters::methods::{self, Component, Rotation, Spectral};
 use structmat::adapters::peft::{Folder, Layout, Loaded, TUNERS};
 use structmat::adapters::rules::{
@@ -23,8 +24,8 @@ use structmat::{Error, Scalar};
 /// Folders of the set that hold no adapter, or one that is refused, each with the reason.
 const NOT_READ: &[(&str, &str)] = &[
     ("adalora_allocator", "an allocation step by step, no folder: has a test of its own"),
-    ("eva_init", "an initialisation from inputs, no folder"),
-    ("eva_init_whiten", "an initialisation from inputs, no folder"),
+    ("eva_init", "an initialisation from inputs, no folder: has a test of its own"),
+    ("eva_init_whiten", "an initialisation from inputs, no folder: has a test of its own"),
     ("lily", "refused: depends on the whole batch"),
     ("unilora_no_indices", "refused: NumPy's permutations are not reproduced"),
 ];
@@ -819,6 +820,47 @@ fn adalora_shrinks_its_budget_as_the_reference_does() {
             assert_eq!(serde_json::json!(kept), case.settings["rank_pattern"][format!("{name}.lora_E")]);
         }
     }
+}
+
+#[test]
+fn components_and_ranks_from_inputs_are_those_of_the_reference() {
+    let found = cases("peft")
+        .into_iter()
+        .filter(|path| ["eva_init", "eva_init_whiten"].contains(&name(path).as_str()));
+    for path in found {
+        let case = Authors::open(&path);
+        let (batches, names) = (case.cube("batches"), ["q", "k", "o"]);
+        let names: Vec<&str> = names.into_iter().filter(|name| case.has(&format!("{name}.weight"))).collect();
+        let (rank, rho) = (case.number("r") as usize, case.number("rho"));
+        let fresh = || IncrementalPca::new((rank as f64 * rho).round() as usize);
+        let (mut of_x, mut of_q) = (fresh(), fresh());
+        let bias = Array1::from(case.vector("q.bias"));
+        for x in batches.outer_iter() {
+            of_x.update(&x).unwrap();
+            of_q.update(&(x.dot(&case.matrix("q.weight").t()) + &bias).mapv(|v| v.max(0.0))).unwrap();
+        }
+        let pca = |name: &str| if name == "o" { &of_q } else { &of_x };
+        let ratios: Vec<Vec<f64>> = names.iter().map(|name| pca(name).ratios()).collect();
+        let ratios: Vec<&[f64]> = ratios.iter().map(Vec::as_slice).collect();
+        let whiten = case.settings["whiten"].as_bool().unwrap();
+        for (name, rank) in names.iter().zip(eva_ranks(&ratios, rank)) {
+            assert_eq!(Some(rank as u64), case.settings["ranks"][*name].as_u64(), "{} {name}", case.name);
+            let (ours, theirs) =
+                (pca(name).start(rank, whiten).unwrap(), case.matrix(&format!("{name}.components")));
+            for (a, b) in ours.outer_iter().zip(theirs.outer_iter()) {
+                let cosine = a.dot(&b) / (a.dot(&a) * b.dot(&b)).sqrt();
+                assert!(cosine.abs() > 0.99, "{} {name}: {cosine}", case.name);
+            }
+        }
+    }
+    // Of one batch, and of several with all components, it is the decomposition of the centred inputs.
+    let x = common::gaussian(40, 6, 3) + 2.0;
+    let mut pca = IncrementalPca::new(6);
+    x.axis_chunks_iter(structmat::ndarray::Axis(0), 7).for_each(|batch| pca.update(&batch).unwrap());
+    let centred = &x - &x.mean_axis(structmat::ndarray::Axis(0)).unwrap();
+    let exact = structmat::linalg::singular_values(&centred, structmat::linalg::Threads::ONE).unwrap();
+    assert!(pca.values().iter().zip(&exact).all(|(a, b)| (a / b - 1.0).abs() < 1e-10));
+    assert!((pca.ratios().iter().sum::<f64>() - 1.0).abs() < 1e-10);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use common::{gaussian_of, member};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use structmat::Scalar;
+use structmat::adapters::{Adapter, methods, several};
 use structmat::layers::Linear;
 use structmat::ndarray::{Array1, Array2};
 use structmat::prelude::*;
@@ -82,4 +83,22 @@ fn layers_do_not_allocate_after_the_first_call() {
     let mut exec = Exec::new();
     layer.forward_into(&x, &mut y, &mut exec).unwrap();
     assert_eq!(allocations(|| layer.forward_into(&x, &mut y, &mut exec).unwrap()), 0);
+}
+
+#[test]
+fn edits_do_not_allocate_after_the_first_call() {
+    let base = member(structmat::registry::family("dense").unwrap(), (20, 30), Storage::F32, 1);
+    let lora = methods::lora(&gaussian_of::<f32>(20, 3, 2), &gaussian_of::<f32>(3, 30, 3), 0.5).unwrap();
+    let lora = lora.edit(base.as_ref()).unwrap();
+    let turn = methods::hra((20, 30), &gaussian_of::<f64>(30, 2, 4), false).unwrap().into_edit();
+    let (edits, which) = ([&lora, &turn], [Some(0), None, Some(1), Some(0), Some(0)]);
+    let (x, mut y) = (gaussian_of::<f32>(5, 30, 1), Array2::zeros((5, 20)));
+    let mut exec = Exec::new();
+    let mut all = || {
+        lora.apply_into(base.as_ref(), &x, &mut y, Update::Overwrite, &mut exec).unwrap();
+        turn.apply_into(base.as_ref(), &x, &mut y, Update::Accumulate, &mut exec).unwrap();
+        several::apply_rows(base.as_ref(), &edits, &which, &x, &mut y, &mut exec).unwrap();
+    };
+    all();
+    assert_eq!(allocations(all), 0);
 }

@@ -9,6 +9,7 @@
 //! - [`Adapter`] is what every method implements; [`methods`] has one file for each. [`Additive`] is the adapter of any structured matrix.
 //! - [`peft`] opens the folders that HuggingFace PEFT writes.
 //! - [`extract`]: the adapter of a family that is nearest to the difference of two weights.
+//! - [`init`]: where adapters start, from inputs (EVA) or from a slice of the weight (PiSSA, URAE).
 //! - [`rules`]: which parts stay while adapters are trained. [`low_rank_chain`]: changes of several matrices that make a given product.
 //! - [`several`]: weighted sums, and batches whose rows use different adapters; [`Edit::then`] chains edits in order.
 //! - [`Edit::merge`] makes the merged weight in the storage of the base, and reports what rounding did to it.
@@ -34,6 +35,7 @@ mod additive;
 mod chain;
 mod edit;
 pub mod extract;
+pub mod init;
 mod merge;
 pub mod methods;
 pub mod peft;
