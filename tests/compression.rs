@@ -161,7 +161,8 @@ fn a_refined_model_is_the_same_after_an_interruption() {
     let setup = Setup::new();
     let model = setup.model(false);
     let refinement = Some(Refinement { epochs: 2, ..Refinement::default() });
-    let settings = Settings { refinement, ..settings(ModelBudget::Params(0.5)) };
+    // Seeds of later blocks follow the largest one.
+    let settings = Settings { refinement, seed: u64::MAX, ..settings(ModelBudget::Params(0.5)) };
     for (name, cut) in [("whole", false), ("part", true)] {
         setup.compressor(&model, settings.clone(), name).unwrap().run(&mut ignore).unwrap();
         if cut {

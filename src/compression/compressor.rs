@@ -315,7 +315,7 @@ impl<'a> Compressor<'a> {
             let (dense, mut seen) = (dense.finish()?, seen.finish()?);
             let mut refined = None;
             if let (Some(before), Some(refinement)) = (before, &self.settings.refinement) {
-                let seed = self.settings.seed + layer as u64;
+                let seed = self.settings.seed.wrapping_add(layer as u64);
                 refined = Some(refine(&mut small, &before, dense.values(), refinement, seed, &mut exec)?);
                 if self.settings.sequential {
                     seen = small.forward(before, &mut exec, &mut ())?;

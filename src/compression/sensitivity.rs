@@ -21,6 +21,8 @@ const LEAST: f64 = 1e-12;
 
 /// Tokens that are looked at, about.
 const TOKENS: usize = 4096;
+/// Numbers of all states between blocks, at most (1 GiB), unless one sequence has more: large models are measured on fewer tokens.
+const NUMBERS: usize = 1 << 28;
 
 impl Sensitivities {
     /// Those of a matrix, where measured.
@@ -33,10 +35,12 @@ impl Sensitivities {
         self.of(name).map(|slopes| slopes.iter().map(|slope| slope.powf(power)).collect())
     }
 
-    /// Measured with the dense model on some thousands of the tokens: a forward pass that keeps the states between blocks, and a backward
+    /// Measured with the dense model on the first tokens, up to some thousands: a forward pass that keeps the states between blocks, and a backward
     /// pass, with one block in memory at a time.
     pub(super) fn measure(model: &Model, tokens: &Tokens, seed: u64, exec: &mut Exec<f32>) -> Result<Self> {
-        let Some(tokens) = tokens.batches(TOKENS).next() else { return Ok(Self::default()) };
+        let width = model.architecture().sizes.hidden.saturating_mul(model.n_blocks());
+        let most = TOKENS.min(NUMBERS / width.max(1));
+        let Some(tokens) = tokens.batches(most).next() else { return Ok(Self::default()) };
         let mut states: Vec<Hidden> = vec![model.embed(&tokens)?];
         for layer in 0..model.n_blocks() {
             states.push(model.load_block(layer)?.forward(states[layer].clone(), exec, &mut ())?);

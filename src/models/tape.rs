@@ -30,6 +30,25 @@ impl Observer for Tape {
     }
 }
 
+impl Tape {
+    /// Refuses a tape of a block with other matrices.
+    fn check(&self, sites: &[Site]) -> Result<()> {
+        let tokens = self.hidden.values.nrows();
+        let mut fits = self.inputs.len() == Stage::ALL.len() && self.outputs.len() == sites.len();
+        for (site, y) in sites.iter().zip(&self.outputs) {
+            let (out, inp) = site.shape;
+            let x = self.inputs.get(site.stage as usize);
+            fits &= y.dim() == (tokens, out) && x.is_some_and(|x| x.dim() == (tokens, inp));
+        }
+        match fits {
+            true => Ok(()),
+            false => {
+                Err(Error::parameter("tape", "that of another block", "one that this block has recorded"))
+            }
+        }
+    }
+}
+
 /// Gradients of a block, from [`Block::backward`].
 #[derive(Debug, Clone)]
 pub struct BlockGradients {
@@ -57,7 +76,7 @@ impl Block {
     /// it. About twice the time of the forward pass.
     ///
     /// # Errors
-    /// [`Error::Shape`] when `d` is not of the result's shape, or the tape is of a block of other sizes.
+    /// [`Error::Shape`] when `d` is not of the result's shape, [`Error::Parameter`] when the tape is of a block of other sizes.
     pub fn backward(&self, tape: &Tape, d: Array2<f32>, exec: &mut Exec<f32>) -> Result<BlockGradients> {
         let mut back = Backward { block: self, tape, exec, layers: Vec::new(), outputs: Vec::new() };
         let hidden = back.run(d)?;
@@ -87,14 +106,7 @@ impl Backward<'_> {
         if d.raw_dim() != shape {
             return Err(Error::shape("gradient of a block's result", &[shape[0], shape[1]], d.shape()));
         }
-        let fits = tape.inputs.len() == Stage::ALL.len() && tape.outputs.len() == block.sites().len();
-        if !fits {
-            return Err(Error::parameter(
-                "tape",
-                "that of another block",
-                "one that this block has recorded",
-            ));
-        }
+        tape.check(block.sites())?;
         let d = if d.is_standard_layout() { d } else { d.as_standard_layout().into_owned() };
         // The states between the two halves of the block.
         let middle = match block.placement() {

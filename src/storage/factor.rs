@@ -426,7 +426,8 @@ impl Factor {
         self.multiply_rows(0, 0..self.rows, op, x, y, update, policy);
     }
 
-    /// The same for rows `range` of matrix `block`: forward writes `range.len()` outputs, transposed reads as many inputs.
+    /// The same for rows `range` of matrix `block`: forward writes `range.len()` outputs, transposed reads as many inputs. Panics when they are
+    /// out of range, or not what a packed factor is laid out for; [`to_rows`](Self::to_rows) serves all.
     #[allow(clippy::too_many_arguments)]
     pub fn multiply_rows<T: Scalar>(
         &self,

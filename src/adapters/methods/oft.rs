@@ -30,9 +30,10 @@ impl Rotation {
     /// The rotation of `q`, which need not be skew-symmetric for the series.
     ///
     /// # Errors
-    /// [`Error::Parameter`] for fewer than 2 terms or absurdly many, [`Error::NonFinite`] for NaN in the exact form.
+    /// [`Error::Shape`] unless `q` is square, [`Error::Parameter`] for fewer than 2 terms or absurdly many, [`Error::NonFinite`] for NaN in the exact form.
     pub fn of(self, q: &ArrayRef2<f64>) -> Result<Array2<f64>> {
         let b = q.nrows();
+        super::expect("rotation", q, (b, b))?;
         let (eye, q) = (Array2::<f64>::eye(b), q.view());
         let (powers, last) = match self {
             // (I + Q)ᵀ = I - Q: the transpose of (I - Q)(I + Q)⁻¹ solves (I - Q) Z = I + Q.
@@ -61,7 +62,7 @@ impl Rotation {
 /// # Errors
 /// [`Error::Shape`] unless `v` has `b (b - 1) / 2` entries.
 pub fn skew(v: &[f64], b: usize) -> Result<Array2<f64>> {
-    let len = b * b.saturating_sub(1) / 2;
+    let len = b.saturating_mul(b.saturating_sub(1)) / 2;
     if v.len() != len {
         return Err(Error::shape("skew-symmetric numbers", &[len], &[v.len()]));
     }

@@ -91,6 +91,10 @@ impl Folder {
         for key in keys {
             folder.place(&key)?;
         }
+        if folder.modules.is_empty() && folder.replaced.is_empty() {
+            let what = "no tensor of a module is there: they were not saved, and cannot be drawn again";
+            return Err(Error::Unsupported { structure: tuner.name.to_owned(), what: what.to_owned() });
+        }
         folder.rename_experts()?;
         Ok(folder)
     }
