@@ -36,6 +36,7 @@
 //! multiplied as `f32` or `f64`, the type of $X$. Nothing public panics on data or shapes; nothing uses a thread unless asked to.
 #![deny(unsafe_code)]
 
+mod adam;
 pub mod adapters;
 pub mod allocation;
 pub mod calibration;

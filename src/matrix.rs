@@ -342,7 +342,7 @@ fn vector<T: Scalar, M: StructuredMatrix + ?Sized>(w: &M, op: Op, x: &ArrayRef1<
     Ok(y.remove_axis(ndarray::Axis(0)))
 }
 
-/// Checks shapes, lays strided operands out contiguously in scratch, and multiplies.
+/// Checks shapes and multiplies.
 pub(crate) fn apply<T: Scalar, M: StructuredMatrix + ?Sized>(
     w: &M,
     op: Op,
@@ -351,7 +351,22 @@ pub(crate) fn apply<T: Scalar, M: StructuredMatrix + ?Sized>(
     update: Update,
     exec: &mut Exec<T>,
 ) -> Result<()> {
-    let (out, inp) = op.order(w.shape().0, w.shape().1);
+    let scratch_len = w.scratch_len(x.nrows());
+    with_operands(w.shape(), op, x, y, update, (exec, scratch_len), |operands| T::multiply(w, operands))
+}
+
+/// Checks arrays against a matrix of `shape`, lays strided ones out contiguously in scratch, beside `scratch_len` entries that the product needs
+/// itself, and calls it.
+pub(crate) fn with_operands<T: Scalar>(
+    shape: (usize, usize),
+    op: Op,
+    x: &ArrayRef2<T>,
+    y: &mut ArrayRef2<T>,
+    update: Update,
+    (exec, scratch_len): (&mut Exec<T>, usize),
+    multiply: impl FnOnce(Operands<'_, T>),
+) -> Result<()> {
+    let (out, inp) = op.order(shape.0, shape.1);
     let batch = x.nrows();
     if x.ncols() != inp {
         return Err(Error::shape("x", &[batch, inp], x.shape()));
@@ -364,7 +379,7 @@ pub(crate) fn apply<T: Scalar, M: StructuredMatrix + ?Sized>(
     }
     let copy_len = |dense: bool, cols| if dense { 0 } else { Workspace::<T>::matrix_len(batch, cols) };
     let (x_dense, y_dense) = (Rows::from_ndarray(x).is_some(), RowsMut::from_ndarray(y).is_some());
-    let len = w.scratch_len(batch) + copy_len(x_dense, inp) + copy_len(y_dense, out);
+    let len = scratch_len + copy_len(x_dense, inp) + copy_len(y_dense, out);
     let mut work = exec.workspace(len);
     let x = match Rows::from_ndarray(x) {
         Some(rows) => rows,
@@ -378,11 +393,11 @@ pub(crate) fn apply<T: Scalar, M: StructuredMatrix + ?Sized>(
         }
     };
     if let Some(y) = RowsMut::from_ndarray(y) {
-        T::multiply(w, Operands { op, x, y, update, work });
+        multiply(Operands { op, x, y, update, work });
         return Ok(());
     }
     let (mut result, work) = work.matrix(batch, out);
-    T::multiply(w, Operands { op, x, y: result.reborrow(), update: Update::Overwrite, work });
+    multiply(Operands { op, x, y: result.reborrow(), update: Update::Overwrite, work });
     for (i, mut row) in y.outer_iter_mut().enumerate() {
         for (to, from) in row.iter_mut().zip(result.row(i)) {
             *to = if update == Update::Accumulate { *to + *from } else { *from };

@@ -1149,3 +1149,37 @@ fn the_tool_keeps_types_adds_adapters_and_finds_them_again() {
     }
     assert!(!path("y.st").exists() && !path("none").exists());
 }
+
+/// Strided inputs and outputs are laid out in scratch, as those of any matrix are.
+#[test]
+fn products_of_edits_take_any_strides() {
+    let base =
+        Dense::new(&Array2::from_shape_fn((6, 4), |(i, j)| (i * 5 + j * 3) as f64 % 7.0 - 3.0)).unwrap();
+    let scales: Vec<f64> = (1..=6).map(f64::from).collect();
+    let left = methods::scaling((6, 4), Some(&scales), None).unwrap().edit(&base).unwrap();
+    let lora = methods::lora(&Array2::<f64>::ones((6, 1)), &Array2::from_elem((1, 4), 0.5), 2.0).unwrap();
+    let edit = left.then(&lora.edit(&base).unwrap()).unwrap();
+    let wanted = edit.merged(&base).unwrap();
+    let wide = Array2::from_shape_fn((3, 8), |(i, j)| (i * 11 + j * 7) as f64 % 5.0 - 2.0);
+    let x = wide.slice(s![.., ..;2]);
+    let mut y = Array2::<f64>::ones((3, 12));
+    let mut exec = Exec::new();
+    edit.apply_into(&base, &x, &mut y.slice_mut(s![.., ..;2]), Update::Accumulate, &mut exec).unwrap();
+    assert!(difference(&(y.slice(s![.., ..;2]).to_owned() - 1.0), &x.dot(&wanted.t())) < 1e-12);
+    assert!(y.slice(s![.., 1..;2]).iter().all(|v| *v == 1.0));
+    // An edit that adds nothing leaves the output as it is, and refuses other shapes all the same.
+    let nothing = Edit::of((6, 4));
+    let before = y.clone();
+    nothing.add_into(&x, &mut y.slice_mut(s![.., ..;2]), &mut exec).unwrap();
+    assert_eq!(y, before);
+    assert!(matches!(nothing.add_into(&wide, &mut y, &mut exec), Err(Error::Shape { .. })));
+    assert!(matches!(nothing.add_into(&x, &mut y, &mut exec), Err(Error::Shape { .. })));
+}
+
+#[test]
+fn rotations_of_other_shapes_are_refused() {
+    for rotation in [Rotation::Cayley, Rotation::Series { terms: 5 }, Rotation::OldSeries { terms: 5 }] {
+        assert!(matches!(rotation.of(&Array2::zeros((2, 3))), Err(Error::Shape { .. })));
+    }
+    assert!(matches!(methods::skew(&[1.0], usize::MAX), Err(Error::Shape { .. })));
+}

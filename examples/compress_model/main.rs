@@ -46,9 +46,10 @@ struct Args {
     /// Time of one product with each matrix (batch 1, one thread), as a fraction of the dense ones' in f32, measured on this machine.
     #[arg(long, group = "budget")]
     latency_ratio: Option<f64>,
-    /// How the budget is spread.
-    #[arg(long, value_enum, default_value_t = Spread::Auto)]
-    method: Spread,
+    /// How the budget is spread: `auto` (where it lowers the error most, among all structures and storages), `uniform` (in proportion to the
+    /// dense sizes), or a published rule for low-rank matrices only: `welore`, `lorap`, `dobi`, `laser`.
+    #[arg(long, default_value = "auto")]
+    method: Method,
     /// Families that matrices may become.
     #[arg(long, value_delimiter = ',', default_value = "low_rank,sparse,dense")]
     structures: Vec<String>,
@@ -101,22 +102,6 @@ struct Args {
     /// Threads; 0 for all.
     #[arg(long, default_value_t = 1)]
     threads: usize,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Spread {
-    /// Where it lowers the error most, among all structures and storages.
-    Auto,
-    /// In proportion to the dense sizes.
-    Uniform,
-    /// WeLore: one threshold on normalised singular values (low-rank only, as all that follow).
-    Welore,
-    /// LoRAP: more for values and outputs of attention than for queries and keys.
-    Lorap,
-    /// Dobi-SVD: ranks learned through a soft truncation.
-    Dobi,
-    /// LASER: a small rank for the last MLPs first.
-    Laser,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -199,14 +184,7 @@ fn settings(args: &Args) -> Result<Settings> {
     };
     let structures: Vec<&str> = args.structures.iter().map(String::as_str).collect();
     Ok(Settings {
-        method: match args.method {
-            Spread::Auto => Method::Auto,
-            Spread::Uniform => Method::Uniform,
-            Spread::Welore => Method::Welore,
-            Spread::Lorap => Method::Lorap,
-            Spread::Dobi => Method::Dobi,
-            Spread::Laser => Method::Laser,
-        },
+        method: args.method,
         sequential: !args.independent,
         sensitivity: args.sensitivity,
         bias: !args.keep_bias,

@@ -1,8 +1,7 @@
 use super::{Boxed, check_base};
 use crate::error::{Error, Result};
 use crate::exec::{Exec, Workspace};
-use crate::kernels::{Rows, RowsMut};
-use crate::matrix::{Apply, Op, Operands, StructuredMatrix, Update};
+use crate::matrix::{Apply, Op, Operands, StructuredMatrix, Update, with_operands};
 use crate::scalar::Scalar;
 use ndarray::{Array1, Array2, ArrayRef1, ArrayRef2};
 
@@ -157,8 +156,7 @@ impl Edit {
         [&self.left, &self.right, &self.delta].into_iter().flatten()
     }
 
-    /// `Y = X W'ᵀ` or `Y += X W'ᵀ` from the base and the edit; allocates nothing once `exec` has grown to this size, where the rows of `x`
-    /// and `y` are contiguous.
+    /// `Y = X W'ᵀ` or `Y += X W'ᵀ` from the base and the edit; allocates nothing once `exec` has grown to this size.
     ///
     /// # Errors
     /// [`Error::Shape`] when the shapes do not fit; `y` is then untouched.
@@ -170,7 +168,7 @@ impl Edit {
         update: Update,
         exec: &mut Exec<T>,
     ) -> Result<()> {
-        self.run(Some(base), Op::Forward, x, y, update, exec)
+        self.run(base, Op::Forward, x, y, update, exec)
     }
 
     /// `Y = X W'` or `Y += X W'`.
@@ -185,7 +183,7 @@ impl Edit {
         update: Update,
         exec: &mut Exec<T>,
     ) -> Result<()> {
-        self.run(Some(base), Op::Transpose, x, y, update, exec)
+        self.run(base, Op::Transpose, x, y, update, exec)
     }
 
     /// `Y += X Dᵀ` alone, for callers that have `X Wᵀ` already.
@@ -204,7 +202,13 @@ impl Edit {
                 what: "it multiplies the base: apply it together with the base product".to_owned(),
             });
         }
-        self.run(None, Op::Forward, x, y, Update::Accumulate, exec)
+        let (m, n) = self.shape;
+        match &self.delta {
+            Some(delta) => delta.apply_into(x, y, Update::Accumulate, exec),
+            None if x.ncols() != n => Err(Error::shape("x", &[x.nrows(), n], x.shape())),
+            None if y.dim() != (x.nrows(), m) => Err(Error::shape("y", &[x.nrows(), m], y.shape())),
+            None => Ok(()),
+        }
     }
 
     /// `X W'ᵀ`, allocating.
@@ -240,78 +244,54 @@ impl Edit {
 
     fn run<T: Scalar>(
         &self,
-        base: Option<&dyn StructuredMatrix>,
+        base: &dyn StructuredMatrix,
         op: Op,
         x: &ArrayRef2<T>,
         y: &mut ArrayRef2<T>,
         update: Update,
         exec: &mut Exec<T>,
     ) -> Result<()> {
-        if let Some(base) = base {
-            check_base(base, self.shape)?;
-        }
-        let ((outputs, inputs), batch) = (op.order(self.shape.0, self.shape.1), x.nrows());
-        if x.ncols() != inputs {
-            return Err(Error::shape("x", &[batch, inputs], x.shape()));
-        }
-        if y.dim() != (batch, outputs) {
-            return Err(Error::shape("y", &[batch, outputs], y.shape()));
-        }
-        if batch == 0 || outputs == 0 {
-            return Ok(());
-        }
-        let Some(rows) = Rows::from_ndarray(x) else {
-            return self.run(base, op, &x.as_standard_layout().to_owned(), y, update, exec);
-        };
-        let Some(target) = RowsMut::from_ndarray(y) else {
-            let mut copy = y.as_standard_layout().to_owned();
-            self.run(base, op, x, &mut copy, update, exec)?;
-            y.assign(&copy);
-            return Ok(());
-        };
-        let work = exec.workspace(self.scratch_len(base, batch));
-        self.multiply(base, Operands { op, x: rows, y: target, update, work });
-        Ok(())
+        check_base(base, self.shape)?;
+        let work = (exec, self.scratch_len(base, x.nrows()));
+        with_operands(self.shape, op, x, y, update, work, |operands| self.multiply(base, operands))
     }
 
-    fn scratch_len(&self, base: Option<&dyn StructuredMatrix>, batch: usize) -> usize {
+    fn scratch_len(&self, base: &dyn StructuredMatrix, batch: usize) -> usize {
         let side = |matrix: &Option<Boxed>, features| match matrix {
             Some(_) => Workspace::<f32>::matrix_len(batch, features),
             None => 0,
         };
         let deepest = self.matrices().map(|matrix| matrix.scratch_len(batch));
-        let deepest = deepest.chain(base.map(|base| base.scratch_len(batch))).max().unwrap_or(0);
+        let deepest = deepest.fold(base.scratch_len(batch), usize::max);
         side(&self.left, self.shape.0) + side(&self.right, self.shape.1) + deepest
     }
 
-    fn multiply<T: Scalar>(&self, base: Option<&dyn StructuredMatrix>, operands: Operands<'_, T>) {
-        let Operands { op, x, mut y, mut update, mut work } = operands;
+    fn multiply<T: Scalar>(&self, base: &dyn StructuredMatrix, operands: Operands<'_, T>) {
+        let Operands { op, x, mut y, update, mut work } = operands;
         let (after, before) = op.order(&self.left, &self.right);
-        if let Some(base) = base {
-            let mut work = work.reborrow();
-            let mut input = x;
-            if let Some(before) = before {
-                let (mut panel, mut rest) = work.matrix(x.rows(), x.cols());
-                let (y, update) = (panel.reborrow(), Update::Overwrite);
-                T::multiply(before.as_ref(), Operands { op, x, y, update, work: rest.reborrow() });
-                (input, work) = (panel.into_rows(), rest);
+        let mut inner = work.reborrow();
+        let mut input = x;
+        if let Some(before) = before {
+            let (mut panel, mut rest) = inner.matrix(x.rows(), x.cols());
+            let (y, update) = (panel.reborrow(), Update::Overwrite);
+            T::multiply(before.as_ref(), Operands { op, x, y, update, work: rest.reborrow() });
+            (input, inner) = (panel.into_rows(), rest);
+        }
+        match after {
+            None => T::multiply(base, Operands { op, x: input, y: y.reborrow(), update, work: inner }),
+            Some(after) => {
+                let (mut panel, mut rest) = inner.matrix(x.rows(), y.cols());
+                let (middle, overwrite) = (panel.reborrow(), Update::Overwrite);
+                T::multiply(
+                    base,
+                    Operands { op, x: input, y: middle, update: overwrite, work: rest.reborrow() },
+                );
+                let x = panel.into_rows();
+                T::multiply(after.as_ref(), Operands { op, x, y: y.reborrow(), update, work: rest });
             }
-            match after {
-                None => T::multiply(base, Operands { op, x: input, y: y.reborrow(), update, work }),
-                Some(after) => {
-                    let (mut panel, mut rest) = work.matrix(x.rows(), y.cols());
-                    let (middle, overwrite) = (panel.reborrow(), Update::Overwrite);
-                    let inner =
-                        Operands { op, x: input, y: middle, update: overwrite, work: rest.reborrow() };
-                    T::multiply(base, inner);
-                    let x = panel.into_rows();
-                    T::multiply(after.as_ref(), Operands { op, x, y: y.reborrow(), update, work: rest });
-                }
-            }
-            update = Update::Accumulate;
         }
         if let Some(delta) = &self.delta {
-            T::multiply(delta.as_ref(), Operands { op, x, y, update, work });
+            T::multiply(delta.as_ref(), Operands { op, x, y, update: Update::Accumulate, work });
         }
     }
 

@@ -1,5 +1,6 @@
 //! Ranks learned by gradient descent through a soft truncation.
 
+use crate::adam::Adam;
 use crate::error::{Error, Result};
 
 /// Dobi-SVD's scheme: singular value $i$ (from 1) of every matrix is multiplied by
@@ -65,23 +66,23 @@ impl SoftRanks {
         let full: f64 = spectra.iter().zip(sizes).map(|(s, &size)| s.len() as f64 * size as f64).sum();
         let target = budget as f64 / full.max(1.0);
         let mut kappas: Vec<f64> = spectra.iter().map(|s| (target * s.len() as f64).max(1.0)).collect();
-        let (mut first, mut second) = (vec![0.0; kappas.len()], vec![0.0; kappas.len()]);
+        let mut adam = Adam::new(kappas.len(), self.rate, (0.9, 0.999));
         for step in 1..=self.steps {
             let used = kappas.iter().zip(sizes).map(|(k, &size)| k * size as f64).sum::<f64>() / full;
             let over = 200.0 * (used - target).signum();
             let progress = step as f64 / self.steps as f64;
-            let rate = self.rate * (0.51 + 0.49 * (std::f64::consts::PI * progress).cos());
-            let correction = (1.0 - 0.9f64.powi(step as i32), 1.0 - 0.999f64.powi(step as i32));
-            for (k, kappa) in kappas.iter_mut().enumerate() {
+            let part = 0.51 + 0.49 * (std::f64::consts::PI * progress).cos();
+            let slope = |(k, kappa): (usize, &f64)| {
                 let tail = |(i, s): (usize, &f64)| {
                     -2.0 * (1.0 - self.keep(*kappa, i + 1)) * self.slope(*kappa, i + 1) * s * s
                 };
                 let gain = spectra[k].iter().enumerate().map(tail).sum::<f64>() / energies[k];
-                let gradient = gain + over * sizes[k] as f64 / full;
-                first[k] = 0.9 * first[k] + 0.1 * gradient;
-                second[k] = 0.999 * second[k] + 0.001 * gradient * gradient;
-                let direction = first[k] / correction.0 / ((second[k] / correction.1).sqrt() + 1e-12);
-                *kappa = (*kappa - rate * direction).clamp(1.0, spectra[k].len() as f64);
+                gain + over * sizes[k] as f64 / full
+            };
+            let gradient: Vec<f64> = kappas.iter().enumerate().map(slope).collect();
+            adam.step(&mut kappas, &gradient, part);
+            for (kappa, spectrum) in kappas.iter_mut().zip(spectra) {
+                *kappa = kappa.clamp(1.0, spectrum.len() as f64);
             }
         }
         Ok(rounded(&kappas, spectra, sizes, budget))

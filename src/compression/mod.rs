@@ -62,7 +62,6 @@
 //! # Ok(()) }
 //! ```
 
-mod adam;
 mod compressor;
 mod plan;
 mod refine;

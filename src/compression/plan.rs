@@ -51,7 +51,7 @@ impl Plan {
         let allowed = (budget.fraction() * total as f64 * (1.0 + 1e-12)).floor() as u64;
         if settings.method.is_rule() {
             let choices = Rules::new(sites, surveys, settings, allowed)?.choices(settings.method)?;
-            let cost = choices.iter().map(|choice| choice.error * choice.error).sum();
+            let cost = choices.iter().zip(surveys).map(|(c, survey)| c.error * c.error * survey.energy).sum();
             return Ok(Self { choices, cost, bound: None });
         }
         let variants: Vec<Vec<Measured>> = surveys.iter().map(SiteSurvey::variants).collect();

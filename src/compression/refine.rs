@@ -1,6 +1,6 @@
 //! Gradient steps on all factors and biases of a block at once, against what the dense block returns.
 
-use super::adam::Adam;
+use crate::adam::Adam;
 use crate::error::{Error, Result};
 use crate::exec::Exec;
 use crate::layers::Linear;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 /// How the matrices of a block are refined together, once each is fitted by itself: steps of Adam on the squared error of the block's output
 /// (in the units of the hidden states), whose rate falls along half a cosine. Some of the sequences are held out; the numbers that do best on
-/// them, after one of the epochs or before the first, are kept. So a refinement never does worse on sequences that it has not trained on.
+/// them, after one of the epochs or before the first, are kept.
 ///
 /// Coarse storages are refined as they are stored: every step rounds the numbers that it has moved, and gradients pass through the
 /// rounding.
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 pub struct Refinement {
     /// Passes over the sequences.
     pub epochs: usize,
-    /// Length of the first steps, relative to the root mean square of the numbers of each factor.
+    /// Length of the first steps, relative to the root mean square of the numbers of each factor and bias.
     pub rate: f64,
     /// Tokens of a step, about.
     pub batch: usize,
@@ -65,12 +65,15 @@ pub struct Refined {
     pub epochs: usize,
 }
 
+/// What Adam's moments keep: a refinement has few steps.
+const KEEP: (f64, f64) = (0.9, 0.99);
+
 /// The numbers of one layer, and the state of their descent.
 struct Layer {
     storage: Storage,
     factors: Vec<Array3<f32>>,
     bias: Option<Array1<f32>>,
-    steps: Vec<Adam>,
+    steps: Vec<Adam<f32>>,
 }
 
 impl Layer {
@@ -78,8 +81,9 @@ impl Layer {
         let factors: Vec<Array3<f32>> = linear.weight().factor_numbers();
         let storage = linear.weight().parts().all_factors().first().map_or(Storage::F32, |f| f.storage());
         let bias = linear.bias().map(|bias| bias.mapv(|v| v as f32));
-        let steps = factors.iter().map(|f| Adam::new(f.len(), rate * rms(f.iter())));
-        let steps = steps.chain(bias.iter().map(|b| Adam::new(b.len(), rate * rms(b.iter())))).collect();
+        let steps = factors.iter().map(|f| Adam::new(f.len(), rate * rms(f.iter()), KEEP));
+        let steps =
+            steps.chain(bias.iter().map(|b| Adam::new(b.len(), rate * rms(b.iter()), KEEP))).collect();
         Self { storage, factors, bias, steps }
     }
 
@@ -154,7 +158,7 @@ pub(super) fn refine(
     let mut best = block.clone();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let tokens: usize = order.iter().map(|k| samples.len(*k)).sum();
-    let steps = (refinement.epochs * tokens.div_ceil(refinement.batch)).max(1);
+    let steps = refinement.epochs.saturating_mul(tokens.div_ceil(refinement.batch)).max(1);
     let mut step = 0;
     for epoch in 1..=refinement.epochs {
         order.shuffle(&mut rng);

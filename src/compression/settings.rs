@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::registry;
 use crate::storage::Storage;
 use serde::{Deserialize, Serialize};
+use std::str::FromStr;
 
 /// How much all matrices together may take.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -48,9 +49,36 @@ pub enum Method {
 }
 
 impl Method {
+    /// Every method.
+    pub const ALL: [Method; 6] =
+        [Method::Auto, Method::Uniform, Method::Welore, Method::Lorap, Method::Dobi, Method::Laser];
+
+    /// The name used on command lines and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Uniform => "uniform",
+            Self::Welore => "welore",
+            Self::Lorap => "lorap",
+            Self::Dobi => "dobi",
+            Self::Laser => "laser",
+        }
+    }
+
     /// Whether it chooses ranks from spectra, not among measured variants.
     pub(super) fn is_rule(self) -> bool {
         !matches!(self, Self::Auto | Self::Uniform)
+    }
+}
+
+impl FromStr for Method {
+    type Err = Error;
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|method| method.name() == name).ok_or_else(|| Error::Unknown {
+            kind: "method",
+            name: name.to_owned(),
+            expected: Self::ALL.map(Self::name).join(", "),
+        })
     }
 }
 

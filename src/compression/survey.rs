@@ -172,8 +172,7 @@ impl SiteSurvey {
         };
         let measured: Vec<Option<Measured>> = match parallelism.tasks() {
             // Other threads would disturb the times.
-            _ if timed => settings.variants.iter().map(one).collect::<Result<_>>()?,
-            1 => settings.variants.iter().map(one).collect::<Result<_>>()?,
+            tasks if timed || tasks == 1 => settings.variants.iter().map(one).collect::<Result<_>>()?,
             _ => settings.variants.par_iter().map(one).collect::<Result<_>>()?,
         };
         let measured: Vec<Measured> = measured.into_iter().flatten().collect();

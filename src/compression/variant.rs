@@ -45,9 +45,7 @@ impl Variant {
         let options = Options { storage: self.storage, ..*options };
         registry::family(&self.structure)?.project(w, &request, objective, &options)
     }
-}
 
-impl Variant {
     /// Projects `w` for the inputs of `gram` and outputs that count as `weights` say, where given, and returns the relative error of that
     /// kind. Families that cannot be fitted to weights of outputs are fitted without, and judged with them.
     pub(super) fn fit(

@@ -33,6 +33,7 @@ pub use leading::{batched_leading_triplets, leading_triplets};
 pub use lstsq::{lstsq, pinv, polar};
 pub use pivoted::{PivotedQr, orth, pivot_columns, pivoted_qr};
 pub use product::{gram, matmul, matmul_into, matmul_nt, matmul_tn};
+pub(crate) use qr::reflected_q;
 pub use qr::{Qr, qr};
 pub use real::Real;
 pub use spd::{Cholesky, SpdSolver, cholesky, cholesky_shifted};

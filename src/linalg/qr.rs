@@ -33,6 +33,11 @@ pub fn qr(a: &ArrayRef2<f64>) -> Qr {
     Qr { q, r }
 }
 
+/// `Q` of the thin decomposition with the signs that reflections leave: those of LAPACK.
+pub(crate) fn reflected_q(a: &ArrayRef2<f64>) -> Array2<f64> {
+    standard(&factor(&mut standard(&a.t()), Threads::ONE.par()).t())
+}
+
 /// Makes the diagonal of `r` non-negative.
 fn fix_signs(q: &mut Array2<f64>, r: &mut Array2<f64>) {
     let flip: Vec<bool> = r.diag().iter().map(|&x| x < 0.0).collect();

@@ -22,7 +22,8 @@
 //! | [`Hadamard`] | $W \circ (B A)$ | $mn$, made when bound |
 //! | [`Bat`] | $W_{oi} B_o + B_o$ | $mn$, made when bound |
 //! | [`Spectral`] | singular values or vectors of `W` | low-rank |
-//! | [`Deft`], [`Glora`], [`Frod`], [`Peanut`] | see there | |
+//! | [`deft`] | a subspace of the outputs replaced | $r (3 m + n)$ |
+//! | [`Glora`], [`Frod`], [`Peanut`] | see there | |
 
 mod bat;
 mod boft;
@@ -58,7 +59,7 @@ pub use bat::Bat;
 pub use boft::boft;
 pub use c3a::c3a;
 pub use core::core;
-pub use deft::{Deft, DeftForm};
+pub use deft::{DeftForm, deft};
 pub use diablo::diablo;
 pub use dora::Dora;
 pub use fourier_ft::fourier_ft;

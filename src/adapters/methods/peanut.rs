@@ -79,8 +79,9 @@ fn erf(x: f64) -> f64 {
 /// use structmat::adapters::{Adapter, methods::{Activation, Peanut}};
 /// use structmat::ndarray::array;
 /// let base = Dense::new(&array![[1.0f32, -2.0]])?;
-/// let peanut = Peanut::new(array![[1.0]], array![[3.0]], vec![], vec![], Activation::Relu, 2.0)?;
-/// assert_eq!(peanut.delta(&base).unwrap_err().to_string().contains("expected"), true);  // of 1 x 1
+/// let factors = (array![[1.0]], array![[3.0]]);
+/// let peanut = Peanut::new((1, 2), factors, (vec![], vec![]), Activation::Relu, 2.0)?;
+/// assert_eq!(peanut.delta(&base)?, array![[6.0, 0.0]]);                // 2 * 3 * max(W, 0)
 /// # Ok::<(), structmat::Error>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -95,30 +96,13 @@ pub struct Peanut {
 }
 
 impl Peanut {
-    /// From `a` (`rank x out`), `b` (`out x rank`), as many encoders as decoders (`rank x rank`), for square weights.
+    /// Of `out x in` weights, from `a` (`rank x out`), `b` (`out x rank`), as many encoders as decoders (`rank x rank`).
     ///
     /// # Errors
     /// [`Error::Shape`] when they do not fit together, [`Error::Parameter`] when there are more of one than of the other.
     pub fn new(
-        a: Array2<f64>,
-        b: Array2<f64>,
-        encoders: Vec<Array2<f64>>,
-        decoders: Vec<Array2<f64>>,
-        activation: Activation,
-        scale: f64,
-    ) -> Result<Self> {
-        let out = a.ncols();
-        Self::of_shape((out, out), a, b, (encoders, decoders), activation, scale)
-    }
-
-    /// The same for `out x in` weights.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
-    pub fn of_shape(
         shape: (usize, usize),
-        a: Array2<f64>,
-        b: Array2<f64>,
+        (a, b): (Array2<f64>, Array2<f64>),
         (encoders, decoders): (Vec<Array2<f64>>, Vec<Array2<f64>>),
         activation: Activation,
         scale: f64,

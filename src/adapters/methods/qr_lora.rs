@@ -1,8 +1,7 @@
-use super::deft::householder;
 use super::low_rank;
 use crate::adapters::Additive;
 use crate::error::{Error, Result};
-use crate::linalg::{Threads, svd};
+use crate::linalg::{Threads, reflected_q, svd};
 use crate::storage::{Factor, Storage};
 use ndarray::{Array2, ArrayRef2, s};
 
@@ -51,7 +50,7 @@ pub fn qr_basis(w: &ArrayRef2<f64>, rank: usize, scale: f64) -> Result<(Array2<f
         return Err(Error::parameter("rank", rank, format!("1 to {most}")));
     }
     let top = svd(w, Threads::ONE)?.truncate(rank).reconstruct(Threads::ONE) / scale;
-    let q = householder(&top.slice(s![.., ..rank]));
+    let q = reflected_q(&top.slice(s![.., ..rank]));
     let mut r = q.t().dot(&top);
     r.indexed_iter_mut().filter(|((i, j), _)| i > j).for_each(|(_, v)| *v = 0.0);
     Ok((q, r))

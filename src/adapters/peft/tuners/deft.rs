@@ -1,5 +1,5 @@
 use super::Loaded;
-use crate::adapters::methods::{Deft, DeftForm};
+use crate::adapters::methods::{DeftForm, deft};
 use crate::adapters::peft::Tuner;
 use crate::adapters::peft::module::Module;
 
@@ -26,5 +26,5 @@ fn load(module: &Module<'_>) -> Loaded {
         true => None,
         false => Some(module.take("deft_R")?.flat(Some(rank), Some(n))?),
     };
-    Ok(Box::new(Deft::of_shape((m, n), &p, r.as_deref(), form, scale)?))
+    Ok(Box::new(deft((m, n), &p, r.as_deref(), form, scale)?))
 }

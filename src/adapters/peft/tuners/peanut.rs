@@ -34,5 +34,5 @@ fn load(module: &Module<'_>) -> Loaded {
     }
     let activation: Activation = config.text("act_fn")?.unwrap_or("relu").parse()?;
     let scale = config.number("scaling")?.unwrap_or(1.0);
-    Ok(Box::new(Peanut::of_shape((m, n), a, b, (encoders, decoders), activation, scale)?))
+    Ok(Box::new(Peanut::new((m, n), (a, b), (encoders, decoders), activation, scale)?))
 }
