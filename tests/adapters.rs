@@ -1183,3 +1183,16 @@ fn rotations_of_other_shapes_are_refused() {
     }
     assert!(matches!(methods::skew(&[1.0], usize::MAX), Err(Error::Shape { .. })));
 }
+
+#[test]
+fn rules_refuse_what_they_have_not_seen() {
+    let settings =
+        AdaLoraSettings { target_rank: 1, warmup: 0, last: 1, interval: 0, betas: (0.8, 0.8), total: 3 };
+    let one = Triplets { a: Array2::ones((2, 3)), e: vec![1.0, 0.5], b: Array2::ones((4, 2)) };
+    assert!(matches!(
+        AdaLora::new(settings).step(3, std::slice::from_ref(&one), std::slice::from_ref(&one)),
+        Err(Error::Parameter { .. })
+    ));
+    let odd = RankOnes { a: Array2::ones((1, 3)), b: Array2::ones((4, 2)), c: vec![1.0; 3] };
+    assert_eq!(odd.shares().len(), 1);
+}

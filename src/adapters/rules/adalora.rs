@@ -87,7 +87,7 @@ impl AdaLora {
     /// Takes the numbers and gradients of a step (counted from 1) in. What is returned says which directions to keep, where it is time to mask.
     ///
     /// # Errors
-    /// [`Error::Shape`] when gradients and numbers differ in shape.
+    /// [`Error::Shape`] when gradients and numbers differ in shape, [`Error::Parameter`] for a last step of matrices that no step before has seen.
     pub fn step(
         &mut self,
         step: usize,
@@ -120,6 +120,11 @@ impl AdaLora {
                 importance[1].update(&w.e.iter().zip(&g.e).map(|(w, g)| (w * g).abs()).collect::<Vec<_>>());
                 importance[2].update(&product(&w.b, &g.b));
             }
+        }
+        if self.importance.len() != matrices.len() {
+            let known =
+                format!("{step}, with {} of {} matrices known", self.importance.len(), matrices.len());
+            return Err(Error::parameter("step", known, "the same matrices in all steps, from the first on"));
         }
         let now = step > warmup && step < end && step.is_multiple_of(interval.max(1));
         if !now && step < end {

@@ -14,10 +14,10 @@ pub struct RankOnes {
 }
 
 impl RankOnes {
-    /// `|c_i| ‖b_i‖ ‖a_i‖ / ‖B diag(c) A‖_F`: by Gram matrices, `rank² (out + in)`, without a dense matrix.
+    /// `|c_i| ‖b_i‖ ‖a_i‖ / ‖B diag(c) A‖_F`: by Gram matrices, `rank² (out + in)`, without a dense matrix. Of the directions that all three have.
     pub fn shares(&self) -> Vec<f64> {
         let (columns, rows) = (self.b.t().dot(&self.b), self.a.dot(&self.a.t()));
-        let rank = self.c.len();
+        let rank = self.c.len().min(self.a.nrows()).min(self.b.ncols());
         let mut energy = 0.0;
         for i in 0..rank {
             for j in 0..rank {
