@@ -299,3 +299,33 @@ fn weighted_outputs_are_met_by_the_best_low_rank_matrix() {
     let error = Circulant::project(&w, &CirculantSpec, &objective, &options).unwrap_err();
     assert!(matches!(error, Error::Unsupported { .. }), "{error}");
 }
+
+/// Rounding column after column, each after the errors of those before it were moved onto it ("GPTQ", 2023).
+#[test]
+fn codes_make_up_for_each_other_on_what_the_inputs_are() {
+    let (w, gram) = (gaussian(48, 160, 1), correlated_gram(160, 2));
+    let weights: Vec<f64> = (0..48).map(|i| 0.1 + i as f64).collect();
+    for (name, ratio) in [("dense", 1.0), ("low_rank", 0.6)] {
+        let entry = structmat::registry::family(name).unwrap();
+        let request = Request::new().budget(Budget::Ratio(ratio));
+        for objective in
+            [Objective::Activations(&gram), Objective::Outputs { gram: Some(&gram), weights: &weights }]
+        {
+            let project = |storage| {
+                let options = Options { storage, ..Options::default() };
+                entry.project(&w, &request, &objective, &options).unwrap()
+            };
+            let exact = project(Storage::F64);
+            let lost = |matrix: &dyn StructuredMatrix| {
+                let by = |m: &dyn StructuredMatrix| objective.energy(&(&w - &m.to_dense_f64()));
+                by(matrix) - by(exact.matrix.as_ref())
+            };
+            for storage in [Storage::Int8, Storage::Int4] {
+                let (seen, nearest) = (project(storage), exact.matrix.to_storage(storage).unwrap());
+                assert_eq!(seen.report.bytes, nearest.storage_bytes());
+                let (seen, nearest) = (lost(seen.matrix.as_ref()), lost(nearest.as_ref()));
+                assert!(seen < 0.7 * nearest, "{name} {storage}: {seen} against {nearest}");
+            }
+        }
+    }
+}

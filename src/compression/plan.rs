@@ -16,7 +16,7 @@ pub struct Choice {
     pub shape: (usize, usize),
     /// Its variant.
     pub variant: Variant,
-    /// Stored numbers, at most; the same as in the fit where the survey measured this size.
+    /// Stored numbers; the fit has as many, or fewer where the family finds that it needs fewer.
     pub params: usize,
     /// Bytes, likewise.
     pub bytes: usize,
@@ -54,15 +54,35 @@ impl Plan {
             let cost = choices.iter().zip(surveys).map(|(c, survey)| c.error * c.error * survey.energy).sum();
             return Ok(Self { choices, cost, bound: None });
         }
-        let variants: Vec<Vec<Measured>> = surveys.iter().map(SiteSurvey::variants).collect();
-        let candidates: Vec<Vec<Candidate>> = variants
+        let mut variants: Vec<Vec<Measured>> = surveys.iter().map(SiteSurvey::variants).collect();
+        let mut exact: Vec<Vec<bool>> = variants
             .iter()
             .zip(surveys)
-            .map(|(list, s)| list.iter().map(|m| m.candidate(budget, s.energy)).collect())
+            .map(|(list, survey)| (0..list.len()).map(|k| k < survey.measured.len()).collect())
             .collect();
-        let found = match settings.method {
-            Method::Uniform => uniform(&candidates, &weights, allowed)?,
-            _ => allocate(&candidates, allowed)?,
+        // Sizes between measured ones are guesses: those that are chosen are made sure of, until all are.
+        let (candidates, found) = loop {
+            let candidates: Vec<Vec<Candidate>> = variants
+                .iter()
+                .zip(surveys)
+                .map(|(list, s)| list.iter().map(|m| m.candidate(budget, s.energy)).collect())
+                .collect();
+            let found = match settings.method {
+                Method::Uniform => uniform(&candidates, &weights, allowed)?,
+                _ => allocate(&candidates, allowed)?,
+            };
+            let mut sure = true;
+            for (i, &k) in found.chosen.iter().enumerate() {
+                if !std::mem::replace(&mut exact[i][k], true) {
+                    let chosen = &mut variants[i][k];
+                    let (params, bytes) = chosen.variant.size(surveys[i].shape)?;
+                    sure &= (chosen.params, chosen.bytes) == (params, bytes);
+                    (chosen.params, chosen.bytes) = (params, bytes);
+                }
+            }
+            if sure {
+                break (candidates, found);
+            }
         };
         let choices = surveys.iter().zip(&found.chosen).enumerate().map(|(i, (survey, &k))| {
             let (chosen, list) = (&variants[i][k], &candidates[i]);

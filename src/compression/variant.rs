@@ -29,6 +29,18 @@ impl Variant {
         Self { structure: structure.into(), storage, ratio, parameters: BTreeMap::new() }
     }
 
+    fn request(&self) -> Request {
+        let request = Request::new().budget(Budget::Ratio(self.ratio)).storage(self.storage);
+        self.parameters.iter().fold(request, |request, (name, value)| request.with(name, value))
+    }
+
+    /// Stored numbers of the largest `out x in` member within the ratio, and their bytes.
+    pub(super) fn size(&self, shape: (usize, usize)) -> Result<(usize, usize)> {
+        let family = registry::family(&self.structure)?;
+        let member = family.random(shape, &self.request(), self.storage, 0)?;
+        Ok((member.n_params(), member.storage_bytes()))
+    }
+
     /// Projects `w` onto the largest member within the ratio.
     ///
     /// # Errors
@@ -39,11 +51,8 @@ impl Variant {
         objective: &Objective<'_>,
         options: &Options<'_>,
     ) -> Result<Projected<Box<dyn StructuredMatrix>>> {
-        let request = Request::new().budget(Budget::Ratio(self.ratio)).storage(self.storage);
-        let request =
-            self.parameters.iter().fold(request, |request, (name, value)| request.with(name, value));
         let options = Options { storage: self.storage, ..*options };
-        registry::family(&self.structure)?.project(w, &request, objective, &options)
+        registry::family(&self.structure)?.project(w, &self.request(), objective, &options)
     }
 
     /// Projects `w` for the inputs of `gram` and outputs that count as `weights` say, where given, and returns the relative error of that
@@ -56,18 +65,26 @@ impl Variant {
         options: &Options<'_>,
     ) -> Result<(Projected<Box<dyn StructuredMatrix>>, f64)> {
         let plain = Objective::Activations(gram);
+        let seen = |found: &Projected<_>| {
+            found.report.weighted_relative_error.unwrap_or(found.report.relative_error)
+        };
         let Some(weights) = weights else {
             let found = self.project(w, &plain, options)?;
-            let error = found.report.weighted_relative_error.unwrap_or(found.report.relative_error);
+            let error = seen(&found);
             return Ok((found, error));
         };
         let objective = Objective::Outputs { gram: Some(gram), weights };
-        let found = match self.project(w, &objective, options) {
-            Err(Error::Unsupported { .. }) => self.project(w, &plain, options)?,
-            found => found?,
-        };
-        let error = objective.energy(&(w - &found.matrix.to_dense_f64()));
-        Ok((found, ratio(error.sqrt(), objective.energy(w).sqrt())))
+        match self.project(w, &objective, options) {
+            Err(Error::Unsupported { .. }) => {
+                let found = self.project(w, &plain, options)?;
+                let error = objective.energy(&(w - &found.matrix.to_dense_f64()));
+                Ok((found, ratio(error.sqrt(), objective.energy(w).sqrt())))
+            }
+            found => found.map(|found| {
+                let error = seen(&found);
+                (found, error)
+            }),
+        }
     }
 }
 

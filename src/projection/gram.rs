@@ -1,6 +1,6 @@
 //! What a layer sees: the second moment of its inputs.
 
-use super::check_finite;
+use super::{Feedback, check_finite};
 use crate::error::{Error, Result};
 use crate::linalg::{self, Threads};
 use crate::scalar::Scalar;
@@ -26,6 +26,8 @@ pub struct Gram {
     samples: f64,
     /// `C^{1/2}`, which several projections of the same layer use, once it is asked for.
     root: OnceLock<Array2<f64>>,
+    /// What roundings of the same layer use, likewise.
+    feedback: OnceLock<Feedback>,
 }
 
 impl PartialEq for Gram {
@@ -37,7 +39,12 @@ impl PartialEq for Gram {
 impl Gram {
     /// Of no inputs yet, for a layer with `in_features` inputs.
     pub fn new(in_features: usize) -> Self {
-        Self { moment: Array2::zeros((in_features, in_features)), samples: 0.0, root: OnceLock::new() }
+        Self {
+            moment: Array2::zeros((in_features, in_features)),
+            samples: 0.0,
+            root: OnceLock::new(),
+            feedback: OnceLock::new(),
+        }
     }
 
     /// From a given second moment, which counts as one sample in later merges.
@@ -65,7 +72,7 @@ impl Gram {
             let lowest = linalg::eigh(&moment, Threads(1))?.values.last().copied().unwrap_or(0.0);
             return Err(Error::NotPositiveSemiDefinite(format!("its smallest eigenvalue is {lowest:e}")));
         }
-        Ok(Self { moment, samples: 1.0, root: OnceLock::new() })
+        Ok(Self { moment, samples: 1.0, root: OnceLock::new(), feedback: OnceLock::new() })
     }
 
     /// Takes in a batch `x` (batch x in): `C` becomes the mean over all inputs so far.
@@ -105,7 +112,7 @@ impl Gram {
         let total = self.samples + samples;
         self.moment.zip_mut_with(moment, |a, b| *a += (b - *a) * (samples / total));
         self.samples = total;
-        self.root = OnceLock::new();
+        (self.root, self.feedback) = (OnceLock::new(), OnceLock::new());
     }
 
     /// `C^{1/2}`, computed the first time: `O(n³)`.
@@ -115,6 +122,17 @@ impl Gram {
             None => {
                 let (root, ..) = linalg::symmetric_root(&self.moment)?;
                 Ok(self.root.get_or_init(|| root))
+            }
+        }
+    }
+
+    /// How numbers are rounded for these inputs, computed the first time: `O(n³)`.
+    pub(crate) fn feedback(&self) -> Result<&Feedback> {
+        match self.feedback.get() {
+            Some(feedback) => Ok(feedback),
+            None => {
+                let feedback = Feedback::new(&self.moment)?;
+                Ok(self.feedback.get_or_init(|| feedback))
             }
         }
     }

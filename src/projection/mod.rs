@@ -11,6 +11,7 @@ mod linear;
 mod outputs;
 mod report;
 mod request;
+mod rounding;
 mod run;
 mod selection;
 
@@ -21,6 +22,7 @@ pub(crate) use linear::Weighted;
 pub(crate) use outputs::scale_outputs;
 pub use report::{Fit, Guarantee, Projected, Report};
 pub use request::{Budget, Request, Size};
+pub(crate) use rounding::Feedback;
 pub use run::{Options, Progress, Run};
 pub(crate) use selection::{largest, select};
 
@@ -28,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::matrix::StructuredMatrix;
 use crate::parts::{MAX_FEATURES, Parts};
 use crate::scalar::Scalar;
-use crate::storage::Storage;
+use crate::storage::{Codes, Storage};
 use ndarray::{Array2, ArrayRef2};
 use std::time::Instant;
 
@@ -50,25 +52,22 @@ pub enum Objective<'a> {
 }
 
 impl<'a> Objective<'a> {
+    /// The Gram matrix, where there is one.
+    pub(crate) fn gram(&self) -> Option<&'a Gram> {
+        match self {
+            Objective::Frobenius | Objective::Outputs { gram: None, .. } => None,
+            Objective::Activations(gram) | Objective::Outputs { gram: Some(gram), .. } => Some(gram),
+        }
+    }
+
     /// The second moment `C` (in x in) of the activation objective.
     pub fn second_moment(&self) -> Option<&'a Array2<f64>> {
-        match self {
-            Objective::Frobenius => None,
-            Objective::Activations(gram) | Objective::Outputs { gram: Some(gram), .. } => {
-                Some(gram.second_moment())
-            }
-            Objective::Outputs { gram: None, .. } => None,
-        }
+        self.gram().map(Gram::second_moment)
     }
 
     /// `C^{1/2}` of the activation objective.
     pub(crate) fn root(&self) -> Result<Option<&'a Array2<f64>>> {
-        match self {
-            Objective::Frobenius | Objective::Outputs { gram: None, .. } => Ok(None),
-            Objective::Activations(gram) | Objective::Outputs { gram: Some(gram), .. } => {
-                gram.root().map(Some)
-            }
-        }
+        self.gram().map(Gram::root).transpose()
     }
 
     /// Whether every weight counts the same.
@@ -118,6 +117,8 @@ pub trait Family: StructuredMatrix + Sized {
     const PARAMETERS: &'static [(&'static str, &'static str)];
     /// The family's own parameters: rank, blocks, density, ...
     type Spec: Clone + std::fmt::Debug + Send + Sync;
+    /// Whether [`round_for_inputs`](Self::round_for_inputs) is there.
+    const ROUNDS_FOR_INPUTS: bool = false;
 
     /// Chooses the parameters that `request` leaves open: the largest member within its budget.
     ///
@@ -156,6 +157,16 @@ pub trait Family: StructuredMatrix + Sized {
         })
     }
 
+    /// The matrix, a fit of `w` in `f64`, in a storage with codes, so that roundings make up for each other on inputs of this kind; the
+    /// better of this and rounding to nearest becomes the result. Called where [`ROUNDS_FOR_INPUTS`](Self::ROUNDS_FOR_INPUTS) says so.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for families, and members, that have no such rounding.
+    fn round_for_inputs(&self, w: &Array2<f64>, gram: &Gram, storage: Storage) -> Result<Self> {
+        let _ = (w, gram, storage);
+        Err(Error::Unsupported { structure: Self::NAME.to_owned(), what: "rounding for inputs".to_owned() })
+    }
+
     /// The parameters of the largest member within a budget.
     ///
     /// # Errors
@@ -184,21 +195,44 @@ pub trait Family: StructuredMatrix + Sized {
         }
         let run = Run::new(options);
         run.check()?;
-        let fit = match objective {
-            Objective::Outputs { gram, weights } => {
-                // Errors of `diag(l) W`, for roots `l` of the weights, count the same; the storage rounds once, at the end.
-                let scale = outputs::roots(weights, w.nrows())?;
-                let options = Options { storage: Storage::F64, ..*options };
-                let inner = gram.map_or(Objective::Frobenius, Objective::Activations);
-                let fit = Self::fit(&outputs::scaled(&w, &scale), spec, &inner, &Run::new(&options))?;
-                let back: Vec<f64> = scale.iter().map(|scale| 1.0 / scale).collect();
-                Fit { matrix: fit.matrix.scale_outputs(&back, run.storage())?, ..fit }
-            }
-            plain_or_activations => Self::fit(&w, spec, plain_or_activations, &run)?,
-        };
+        let fit = fit_rounded::<Self>(&w, spec, objective, &run, options)?;
         let report = Report::measure(&w, &fit, objective, start);
         Ok(Projected { matrix: fit.matrix, report })
     }
+}
+
+/// A fit whose storage is applied where that loses least: at once, after outputs got their scale back, or with a view of the inputs.
+fn fit_rounded<F: Family>(
+    w: &Array2<f64>,
+    spec: &F::Spec,
+    objective: &Objective<'_>,
+    run: &Run<'_>,
+    options: &Options<'_>,
+) -> Result<Fit<F>> {
+    let later = objective.gram().filter(|_| F::ROUNDS_FOR_INPUTS && Codes::of(run.storage()).is_some());
+    let exact = Options { storage: Storage::F64, ..*options };
+    let storage = if later.is_some() { Storage::F64 } else { run.storage() };
+    let fit = match objective {
+        Objective::Outputs { gram, weights } => {
+            // Errors of `diag(l) W`, for roots `l` of the weights, count the same; the storage rounds once, at the end.
+            let scale = outputs::roots(weights, w.nrows())?;
+            let inner = gram.map_or(Objective::Frobenius, Objective::Activations);
+            let fit = F::fit(&outputs::scaled(w, &scale), spec, &inner, &Run::new(&exact))?;
+            let back: Vec<f64> = scale.iter().map(|scale| 1.0 / scale).collect();
+            Fit { matrix: fit.matrix.scale_outputs(&back, storage)?, ..fit }
+        }
+        plain_or_activations if later.is_some() => F::fit(w, spec, plain_or_activations, &Run::new(&exact))?,
+        plain_or_activations => return F::fit(w, spec, plain_or_activations, run),
+    };
+    let Some(gram) = later else { return Ok(fit) };
+    let nearest = F::from_parts(fit.matrix.parts().to_storage(run.storage()))?;
+    let lost = |matrix: &F| objective.energy(&(w - &matrix.to_dense_f64()));
+    let matrix = match fit.matrix.round_for_inputs(w, gram, run.storage()) {
+        Ok(seen) if lost(&seen) < lost(&nearest) => seen,
+        Ok(_) | Err(Error::Unsupported { .. }) => nearest,
+        Err(error) => return Err(error),
+    };
+    Ok(Fit { matrix, guarantee: Guarantee::LocalOptimum, ..fit })
 }
 
 /// A finite, non-empty copy in `f64`, in standard layout.

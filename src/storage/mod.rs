@@ -15,6 +15,7 @@ mod factor;
 mod quantize;
 
 pub use factor::{Data, Factor};
+pub(crate) use quantize::Codes;
 pub use quantize::GROUP;
 
 use crate::error::{Error, Result};

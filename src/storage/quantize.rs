@@ -1,7 +1,9 @@
 //! Group-wise integer codes.
 
+use super::{Data, Storage};
 use crate::kernels::AlignedVec;
 use half::bf16;
+use ndarray::ArrayRef2;
 
 /// Consecutive numbers of a row that share a scale.
 pub const GROUP: usize = 32;
@@ -26,13 +28,63 @@ pub(super) fn int4(
     cols: usize,
     row: impl FnMut(usize, &mut [f64]),
 ) -> (AlignedVec<u8>, AlignedVec<bf16>) {
-    let row_bytes = cols.div_ceil(2);
-    let mut codes = AlignedVec::from_fn(rows * row_bytes, |_| 0x88u8);
-    let scales = quantize(rows, cols, 7.0, &SHRINK, row, |i, j, code| {
-        let (byte, shift) = (&mut codes[i * row_bytes + j / 2], 4 * (j % 2));
-        *byte = (*byte & !(0xf << shift)) | (((code + 8) as u8) << shift);
-    });
+    let mut codes = nibbles(rows, cols);
+    let scales =
+        quantize(rows, cols, 7.0, &SHRINK, row, |i, j, code| set_nibble(&mut codes, cols, (i, j), code));
     (codes, scales)
+}
+
+/// Codes of zero.
+fn nibbles(rows: usize, cols: usize) -> AlignedVec<u8> {
+    AlignedVec::from_fn(rows * cols.div_ceil(2), |_| 0x88u8)
+}
+
+fn set_nibble(codes: &mut AlignedVec<u8>, cols: usize, (i, j): (usize, usize), code: i8) {
+    let (byte, shift) = (&mut codes[i * cols.div_ceil(2) + j / 2], 4 * (j % 2));
+    *byte = (*byte & !(0xf << shift)) | (((code + 8) as u8) << shift);
+}
+
+/// How numbers of a storage with codes are rounded.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Codes {
+    max_code: f64,
+    shrink: &'static [f64],
+}
+
+impl Codes {
+    /// Of storages that have them.
+    pub(crate) fn of(storage: Storage) -> Option<Self> {
+        match storage {
+            Storage::Int8 => Some(Self { max_code: 127.0, shrink: &[1.0] }),
+            Storage::Int4 => Some(Self { max_code: 7.0, shrink: &SHRINK }),
+            Storage::F64 | Storage::F32 | Storage::Bf16 | Storage::F16 => None,
+        }
+    }
+
+    /// The scale of a group with the least squared error, where errors count as `weights` say.
+    pub(crate) fn scale(self, group: &[f64], weights: &[f64]) -> bf16 {
+        best_scale(group, weights, self.max_code, self.shrink)
+    }
+
+    /// The code of a number.
+    pub(crate) fn code(self, value: f64, scale: bf16) -> i8 {
+        encode(value, scale.to_f64(), self.max_code) as i8
+    }
+
+    /// What is stored for codes (rows x cols) and scales (rows x groups).
+    pub(crate) fn data(self, codes: &ArrayRef2<i8>, scales: &ArrayRef2<bf16>) -> Data {
+        let ((rows, cols), groups) = (codes.dim(), scales.ncols());
+        let scales = AlignedVec::from_fn(rows * groups, |k| scales[[k / groups, k % groups]]);
+        if self.max_code > 7.0 {
+            return Data::Int8 {
+                codes: AlignedVec::from_fn(rows * cols, |k| codes[[k / cols, k % cols]]),
+                scales,
+            };
+        }
+        let mut packed = nibbles(rows, cols);
+        codes.indexed_iter().for_each(|(at, code)| set_nibble(&mut packed, cols, at, *code));
+        Data::Int4 { codes: packed, scales }
+    }
 }
 
 fn quantize(
@@ -49,7 +101,7 @@ fn quantize(
     for i in 0..rows {
         row(i, &mut values);
         for (g, group) in values.chunks(GROUP).enumerate() {
-            let scale = best_scale(group, max_code, shrink);
+            let scale = best_scale(group, &[1.0; GROUP], max_code, shrink);
             scales[i * groups + g] = scale;
             for (j, value) in group.iter().enumerate() {
                 store(i, g * GROUP + j, encode(*value, scale.to_f64(), max_code) as i8);
@@ -64,11 +116,11 @@ fn encode(value: f64, scale: f64, max_code: f64) -> f64 {
 }
 
 /// The candidate scale, already rounded to bf16, with the least squared error.
-fn best_scale(group: &[f64], max_code: f64, shrink: &[f64]) -> bf16 {
+fn best_scale(group: &[f64], weights: &[f64], max_code: f64, shrink: &[f64]) -> bf16 {
     let largest = group.iter().fold(0.0f64, |max, v| max.max(v.abs()));
     let error = |scale: bf16| -> f64 {
         let scale = scale.to_f64();
-        group.iter().map(|v| (v - scale * encode(*v, scale, max_code)).powi(2)).sum()
+        group.iter().zip(weights).map(|(v, w)| w * (v - scale * encode(*v, scale, max_code)).powi(2)).sum()
     };
     let candidates =
         shrink.iter().map(|f| bf16::from_f64(f * largest / max_code)).filter(|scale| scale.is_finite());

@@ -6,7 +6,7 @@ use crate::gradient::{Differentiate, stack_gradient};
 use crate::linalg::Threads;
 use crate::matrix::{Multiply, Operands, StructuredMatrix};
 use crate::parts::Parts;
-use crate::projection::{Family, Fit, Objective, Request, Run, scale_outputs};
+use crate::projection::{Family, Fit, Gram, Objective, Request, Run, scale_outputs};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
@@ -14,7 +14,9 @@ use ndarray::{Array2, Array3, ArrayRef2};
 
 /// A dense `out x in` matrix in any storage.
 ///
-/// Parameters and multiply-adds: `out * in`. Projection: the matrix itself, rounded to the storage.
+/// Parameters and multiply-adds: `out * in`. Projection: the matrix itself, rounded to the storage; with activations, integer codes are chosen
+/// column after column, each after the errors of those before it were moved onto it (E. Frantar et al., "GPTQ: Accurate Post-Training
+/// Quantization for Generative Pre-trained Transformers", 2023).
 ///
 /// ```
 /// use structmat::prelude::*;
@@ -93,6 +95,7 @@ impl Family for Dense {
     const NAME: &'static str = "dense";
     const PARAMETERS: &'static [(&'static str, &'static str)] = &[];
     type Spec = DenseSpec;
+    const ROUNDS_FOR_INPUTS: bool = true;
 
     fn spec((out, inp): (usize, usize), request: &Request) -> Result<DenseSpec> {
         request.require(Self::NAME, (out, inp), request.size().factor(1, out, inp))?;
@@ -110,6 +113,10 @@ impl Family for Dense {
 
     fn scale_outputs(&self, scale: &[f64], storage: Storage) -> Result<Self> {
         scale_outputs(self, scale, storage, |_, (_, row, _)| Some(row))
+    }
+
+    fn round_for_inputs(&self, w: &Array2<f64>, gram: &Gram, storage: Storage) -> Result<Self> {
+        Ok(Self { weight: gram.feedback()?.round(w, storage)?.packed_forward() })
     }
 
     fn from_parts(mut parts: Parts<'static>) -> Result<Self> {

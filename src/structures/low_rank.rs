@@ -3,10 +3,10 @@
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
 use crate::gradient::{Differentiate, Stage, stage_gradients};
-use crate::linalg::{self, SvdMethod, SvdOptions, Threads};
+use crate::linalg::{self, SpdSolver, SvdMethod, SvdOptions, Threads};
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
-use crate::projection::{Family, Fit, Guarantee, Objective, Request, Run, scale_outputs};
+use crate::projection::{Family, Fit, Gram, Guarantee, Objective, Request, Run, scale_outputs};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
@@ -197,6 +197,7 @@ impl Family for LowRank {
         ("svd", "`auto` (default), `exact` or `randomized`"),
     ];
     type Spec = LowRankSpec;
+    const ROUNDS_FOR_INPUTS: bool = true;
 
     fn spec((out, inp): (usize, usize), request: &Request) -> Result<LowRankSpec> {
         let form = match request.get::<String>("form")?.as_deref() {
@@ -294,6 +295,21 @@ impl Family for LowRank {
     fn scale_outputs(&self, scale: &[f64], storage: Storage) -> Result<Self> {
         // The left factor comes first.
         scale_outputs(self, scale, storage, |factor, (_, row, _)| (factor == 0).then_some(row))
+    }
+
+    /// `V` first; `U` is then the best one for what became of `V`, and its inputs are what that makes of the inputs.
+    fn round_for_inputs(&self, w: &Array2<f64>, gram: &Gram, storage: Storage) -> Result<Self> {
+        if self.s.is_some() {
+            let what = "rounding of three factors for inputs".to_owned();
+            return Err(Error::Unsupported { structure: Self::NAME.to_owned(), what });
+        }
+        let v = gram.feedback()?.round(&self.v.matrix(0), storage)?;
+        let rounded = v.matrix(0);
+        let seen = linalg::matmul(&rounded, gram.second_moment(), Threads::ONE);
+        let inner = linalg::matmul_nt(&seen, &rounded, Threads::ONE);
+        let u = SpdSolver::new(&inner, 1e-10)?.solve_right(&linalg::matmul_nt(w, &seen, Threads::ONE));
+        let u = Gram::from_second_moment(&inner)?.feedback()?.round(&u, storage)?;
+        Ok(Self { u: u.packed_forward(), s: None, v: v.packed_forward() })
     }
 
     fn from_parts(mut parts: Parts<'static>) -> Result<Self> {

@@ -174,16 +174,16 @@ pub(super) fn fit(
         return Ok(Fit::optimal(Sparse::keep(run.storage(), w, scored)));
     }
     let plain = Support::choose(&plain, spec)?;
-    let start = plain.mask(w);
-    let scale = objective.energy(w);
-    let mut best = (objective.energy(&(w - &start)), plain.clone(), start, Vec::new());
-    for support in [plain, scored] {
-        let (values, history) = refit(w, &support, support.mask(w), c, run.max_iterations(STEPS), run)?;
-        let energy = objective.energy(&(w - &values));
-        if energy < best.0 {
-            best = (energy, support, values, history);
-        }
-    }
-    let history = best.3.iter().map(|e| ratio(e.sqrt(), scale.sqrt())).collect();
-    Ok(Fit::local(Sparse::keep(run.storage(), &best.2, best.1), history))
+    // The support that loses less before its values move; they only lower that, so the plain projection is never better.
+    let lost = |support: &Support| objective.energy(&(w - &support.mask(w)));
+    let (before, support) = match (lost(&plain), lost(&scored)) {
+        (a, b) if a < b => (a, plain),
+        (_, b) => (b, scored),
+    };
+    let start = support.mask(w);
+    let (values, history) = refit(w, &support, start.clone(), c, run.max_iterations(STEPS), run)?;
+    let scale = objective.energy(w).sqrt();
+    let history = history.iter().map(|e| ratio(e.sqrt(), scale)).collect();
+    let values = if objective.energy(&(w - &values)) <= before { values } else { start };
+    Ok(Fit::local(Sparse::keep(run.storage(), &values, support), history))
 }
