@@ -87,7 +87,7 @@ fn dlrt_reaches_the_best_approximation_of_its_rank_and_never_climbs() {
         for k in 0..200 {
             steps.step(&mut w, |w| Ok(w.to_dense() - &a)).unwrap();
             let now = half_square(&w, &a);
-            assert!(now <= before * (1.0 + 1e-12), "seed {seed}, step {k}: {now} after {before}");
+            assert!(now <= before + 1e-12, "seed {seed}, step {k}: {now} after {before}");
             before = now;
         }
         let best = eckart_young(&a, w.rank());
@@ -97,8 +97,10 @@ fn dlrt_reaches_the_best_approximation_of_its_rank_and_never_climbs() {
 
 #[test]
 fn dlrt_finds_a_planted_rank() {
-    for seed in 0..4 {
-        let a = gaussian(30, 5, 20 + seed).dot(&gaussian(5, 24, 30 + seed));
+    // Where the fifth singular value is above the tolerance, and all the same was not found.
+    let mut hidden = [(0.1, 0, 0), (0.2, 0, 0)];
+    for seed in 0..8 {
+        let a = gaussian(30, 5, 20 + seed).dot(&gaussian(5, 24, 40 + seed));
         let run = |theta: f64| {
             let mut w = LowRank3::random((30, 24), 2, seed).unwrap();
             let mut steps = descent(0.2, adaptive(theta, 2, 12));
@@ -109,16 +111,17 @@ fn dlrt_finds_a_planted_rank() {
         };
         let w = run(0.02);
         assert_eq!(w.rank(), 5, "seed {seed}");
-        assert!(
-            half_square(&w, &a) < 1e-20 * norm(&a).powi(2).max(1.0),
-            "seed {seed}: {}",
-            half_square(&w, &a)
-        );
-        // A large tolerance cuts a direction off each time that it begins to grow, although it is well above the tolerance.
-        let stuck = run(0.3);
-        println!("seed {seed}: rank {} at 0.1, {} at 0.3", run(0.1).rank(), stuck.rank());
-        assert!(stuck.rank() < 5, "seed {seed}");
+        assert!(half_square(&w, &a) < 1e-20, "seed {seed}: {}", half_square(&w, &a));
+        for (theta, stuck, of) in &mut hidden {
+            if spectrum(&a)[4] > *theta * norm(&a) {
+                *of += 1;
+                *stuck += usize::from(run(*theta).rank() < 5);
+            }
+        }
     }
+    println!("theta, stuck below the planted rank, of: {hidden:?}");
+    // A large tolerance cuts a direction off each time that it begins to grow.
+    assert!(hidden[1].1 > 0 && hidden[0].1 < hidden[1].1);
 }
 
 #[test]
@@ -197,11 +200,11 @@ fn dlrt_with_adam_finds_the_planted_rank_too() {
     a.outer_iter_mut().enumerate().for_each(|(i, mut row)| row *= 0.7f64.powi(i as i32 % 6));
     for mode in [adaptive(0.02, 2, 8), DlrtMode::Fixed] {
         let mut w = LowRank3::random((20, 15), 3, 3).unwrap();
-        let rule = Rule::Adam { betas: (0.9, 0.999) };
-        let mut steps = Dlrt::new(DlrtSettings { rate: 0.05, mode, rule, bound: None }).unwrap();
+        let rule = Rule::Adam { betas: (0.9, 0.9) };
+        let mut steps = Dlrt::new(DlrtSettings { rate: 0.15, mode, rule, bound: None }).unwrap();
         let first = half_square(&w, &a);
         for k in 0..600 {
-            steps.set_rate(0.05 * 0.985f64.powi(k)).unwrap();
+            steps.set_rate(0.15 * 0.99f64.powi(k)).unwrap();
             steps.step(&mut w, |w| Ok(w.to_dense() - &a)).unwrap();
         }
         let last = half_square(&w, &a);

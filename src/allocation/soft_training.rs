@@ -74,7 +74,8 @@ pub struct SoftRankTrainer {
 pub struct LearnedRanks {
     /// The real ranks after the last step.
     pub kappas: Vec<f64>,
-    /// Whole ranks within the target: `kappas` rounded down, then up where most was cut off, as long as there is room.
+    /// Whole ranks within the target: `kappas` rounded down, then up where most was cut off, as long as there is room. A rank at which
+    /// factors would take more than the dense matrix stands for that.
     pub ranks: Vec<usize>,
     /// The caller's loss before each step.
     pub history: Vec<f64>,

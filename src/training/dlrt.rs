@@ -102,11 +102,11 @@ pub struct DlrtStep {
 /// use structmat::training::{BatchGradient, Dlrt, DlrtMode, DlrtSettings, LowRank3};
 /// # fn main() -> structmat::Result<()> {
 /// // Regression: outputs of a rank-1 layer, seen through a batch of inputs.
-/// let x = Array2::from_shape_fn((20, 6), |(b, j)| ((3 * b + 5 * j * j + b * j) % 7) as f64 / 3.0 - 1.0);
+/// let x = Array2::from_shape_fn((20, 6), |(b, j)| ((3 * b + 5 * j + b * j * j) % 11) as f64 / 5.0 - 1.0);
 /// let y = x.dot(&Array2::from_shape_fn((6, 8), |(j, i)| (1 + i) as f64 * (2.0 - j as f64) / 10.0));
 /// let mut w = LowRank3::random((8, 6), 3, 1)?;
 /// let mode = DlrtMode::Adaptive { theta: 0.01, min_rank: 1, max_rank: 3 };
-/// let mut steps = Dlrt::new(DlrtSettings { rate: 0.02, mode, ..Default::default() })?;
+/// let mut steps = Dlrt::new(DlrtSettings { rate: 0.08, mode, ..Default::default() })?;
 /// for _ in 0..300 {
 ///     steps.step(&mut w, |w| BatchGradient::new(&x, w.forward(&x)? - &y))?;
 /// }
