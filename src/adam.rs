@@ -21,6 +21,17 @@ impl<T: Real> Adam<T> {
         Self { first: vec![T::zero(); len], second: vec![T::zero(); len], keep, rate, steps: 0 }
     }
 
+    /// Goes on in other coordinates of the numbers, of which there may be others: `map` says what becomes of the first and of the second
+    /// moments.
+    pub(crate) fn carry(&mut self, map: impl FnOnce(Vec<T>, Vec<T>) -> (Vec<T>, Vec<T>)) {
+        (self.first, self.second) = map(std::mem::take(&mut self.first), std::mem::take(&mut self.second));
+    }
+
+    /// How many numbers there are.
+    pub(crate) fn len(&self) -> usize {
+        self.first.len()
+    }
+
     /// Moves `numbers` against `gradient`, by `part` of the rate.
     pub(crate) fn step(&mut self, numbers: &mut [T], gradient: &[T], part: f64) {
         self.steps = self.steps.saturating_add(1);

@@ -28,6 +28,7 @@
 //! - [`compose`]: sums, products, transposes, permutations, scalings, direct sums of structured matrices.
 //! - [`storage`]: `f64` to `int4`, for every factor of every family.
 //! - [`adapters`]: LoRA and its kin: read, multiplied beside a frozen base, merged.
+//! - [`training`]: low rank while training.
 //! - [`layers`]: a linear layer. [`models`]: transformers made of them. [`io`]: safetensors files.
 //! - [`linalg`]: the decompositions behind the projections, in `f64`.
 //!
@@ -59,6 +60,7 @@ pub mod registry;
 pub mod scalar;
 pub mod storage;
 pub mod structures;
+pub mod training;
 
 pub use error::{Error, Result};
 pub use exec::{Exec, Parallelism};

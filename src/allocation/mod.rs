@@ -2,12 +2,14 @@
 //!
 //! [`allocate`] spends bytes (or parameters, or seconds) where they lower the total error most, over any list of candidates per
 //! matrix. The published rules for ranks are here to compare with: [`threshold_ranks`] (WeLore), [`split_ranks`] (LoRAP),
-//! [`SoftRanks`] (Dobi-SVD), [`reduced_rank`] (LASER).
+//! [`SoftRanks`] and [`SoftRankTrainer`] (Dobi-SVD), [`reduced_rank`] (LASER).
 
 mod hull;
 mod ranks;
 mod soft;
+mod soft_training;
 
 pub use hull::{Allocation, Candidate, allocate, uniform};
 pub use ranks::{Normalization, reduced_rank, split_ranks, threshold_ranks};
 pub use soft::SoftRanks;
+pub use soft_training::{LearnedRanks, RankSize, SoftRankTrainer};

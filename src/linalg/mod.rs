@@ -19,6 +19,7 @@ mod qr;
 mod real;
 mod spd;
 mod svd;
+mod svd_gradient;
 mod tridiagonal;
 mod truncated;
 
@@ -38,6 +39,7 @@ pub use qr::{Qr, qr};
 pub use real::Real;
 pub use spd::{Cholesky, SpdSolver, cholesky, cholesky_shifted};
 pub use svd::{Svd, singular_values, svd};
+pub use svd_gradient::{SvdGuards, svd_gradient};
 pub use truncated::{SvdMethod, SvdOptions, TruncatedSvd, truncated_svd};
 
 /// How many threads a call may use. `Threads(0)` and `Threads(1)` never touch the thread pool.

@@ -52,6 +52,18 @@ impl Size {
         self
     }
 
+    /// Adds what was counted apart, in another storage.
+    pub(crate) fn with(mut self, other: Size) -> Self {
+        self.params = self.params.saturating_add(other.params);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self
+    }
+
+    /// The storage that bytes are counted in.
+    pub(crate) fn storage(&self) -> Storage {
+        self.storage
+    }
+
     /// Adds `count` indices of 4 bytes; they are no parameters.
     pub fn indices(mut self, count: usize) -> Self {
         self.bytes = self.bytes.saturating_add(count.saturating_mul(4));

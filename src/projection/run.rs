@@ -68,6 +68,11 @@ impl<'a> Run<'a> {
         Self { options }
     }
 
+    /// The options.
+    pub(crate) fn options(&self) -> &'a Options<'a> {
+        self.options
+    }
+
     /// Storage of the result.
     pub fn storage(&self) -> Storage {
         self.options.storage
