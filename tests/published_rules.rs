@@ -661,7 +661,7 @@ fn curing_ranks_by_break_even_and_by_energy() {
         let plain = energy_rank(&spectrum, (1024, 4096), energy, 1).unwrap();
         assert!(holds(plain) >= energy && holds(plain - 1) < energy);
         let rounded = energy_rank(&spectrum, (1024, 4096), energy, 128).unwrap();
-        assert!(rounded % 128 == 0 && rounded >= plain && rounded < plain + 128);
+        assert!(rounded.is_multiple_of(128) && rounded >= plain && rounded < plain + 128);
     }
     // A flat spectrum needs more than break-even: nothing to save.
     let flat = vec![1.0; 1024];
@@ -794,7 +794,7 @@ fn curing_takes_the_blocks_that_turn_their_states_least() {
     }
     assert_eq!(states[0].dim(), (3, 32));
     assert_eq!(hidden.last().row(1), hidden.values().row(7));
-    let views: Vec<_> = states.iter().map(Array2::view).collect();
+    let views: Vec<_> = states.iter().map(|states| states.view()).collect();
     let found = quietest_blocks(&views, 3).unwrap();
     // The first and the last block are quieter still, and left alone.
     let blocks: Vec<usize> = found.iter().map(|(block, _)| *block).collect();

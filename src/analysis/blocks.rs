@@ -55,9 +55,9 @@ pub fn angular_distance<T: Scalar>(before: &ArrayRef2<T>, after: &ArrayRef2<T>) 
 ///
 /// ```
 /// use structmat::analysis::quietest_blocks;
-/// use structmat::ndarray::{array, Array2};
+/// use structmat::ndarray::array;
 /// let states = [0.0f64, 0.5, 0.9, 1.0, 1.3].map(|angle| array![[angle.cos(), angle.sin()]]);
-/// let views: Vec<_> = states.iter().map(Array2::view).collect();
+/// let views: Vec<_> = states.iter().map(|states| states.view()).collect();
 /// assert_eq!(quietest_blocks(&views, 1)?[0].0, 2);           // from 0.9 to 1.0
 /// # Ok::<(), structmat::Error>(())
 /// ```

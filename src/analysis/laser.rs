@@ -55,10 +55,9 @@ pub struct Trial {
 /// ```
 #[derive(Debug, Clone)]
 pub struct Laser {
-    /// As they are given.
-    matrices: Vec<Array2<f64>>,
+    given: Vec<Array2<f64>>,
     /// With what a stack has done to them.
-    current: Vec<Array2<f64>>,
+    matrices: Vec<Array2<f64>>,
     svds: Vec<Option<Svd>>,
     decompositions: usize,
     threads: Threads,
@@ -77,7 +76,7 @@ impl Laser {
             check_finite("matrix", w)?;
         }
         let svds = vec![None; matrices.len()];
-        Ok(Self { current: matrices.clone(), matrices, svds, decompositions: 0, threads: Threads::ONE })
+        Ok(Self { given: matrices.clone(), matrices, svds, decompositions: 0, threads: Threads::ONE })
     }
 
     /// Lets the decompositions use threads (one by default).
@@ -88,7 +87,7 @@ impl Laser {
 
     /// The matrices, with what the last [`stack`](Self::stack) has done to them.
     pub fn matrices(&self) -> &[Array2<f64>] {
-        &self.current
+        &self.matrices
     }
 
     /// Singular value decompositions taken so far: at most one per matrix.
@@ -107,9 +106,9 @@ impl Laser {
         mut score: impl FnMut(&[Array2<f64>]) -> Result<f64>,
     ) -> Result<Vec<Trial>> {
         check(interventions)?;
-        self.current.clone_from(&self.matrices);
-        let mut trials = Vec::with_capacity(self.matrices.len() * interventions.len());
-        for matrix in 0..self.matrices.len() {
+        self.matrices.clone_from(&self.given);
+        let mut trials = Vec::with_capacity(self.given.len() * interventions.len());
+        for matrix in 0..self.given.len() {
             trials
                 .extend(self.try_on(matrix, interventions, &mut score)?.into_iter().map(|(trial, _)| trial));
         }
@@ -128,12 +127,12 @@ impl Laser {
         mut score: impl FnMut(&[Array2<f64>]) -> Result<f64>,
     ) -> Result<Vec<Trial>> {
         let grid = self.grid(interventions, &mut score)?;
-        let mut best = number(score(&self.current)?)?;
+        let mut best = number(score(&self.matrices)?)?;
         let alone = |matrix: usize| {
             let own = grid.iter().filter(|trial| trial.matrix == matrix);
             own.map(|trial| trial.score).fold(f64::NEG_INFINITY, f64::max)
         };
-        let mut order: Vec<(usize, f64)> = (0..self.matrices.len()).map(|k| (k, alone(k))).collect();
+        let mut order: Vec<(usize, f64)> = (0..self.given.len()).map(|k| (k, alone(k))).collect();
         order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         let mut stacked = Vec::new();
         for (matrix, _) in order {
@@ -145,7 +144,7 @@ impl Laser {
                 }
             }
             if let Some((trial, edited)) = found {
-                self.current[matrix] = edited;
+                self.matrices[matrix] = edited;
                 stacked.push(trial);
             }
         }
@@ -160,7 +159,7 @@ impl Laser {
         score: &mut impl FnMut(&[Array2<f64>]) -> Result<f64>,
     ) -> Result<Vec<(Trial, Array2<f64>)>> {
         let mut edited: Vec<Option<(Array2<f64>, f64)>> = vec![None; interventions.len()];
-        let w = &self.matrices[matrix];
+        let w = &self.given[matrix];
         let ranks = interventions.iter().enumerate().filter_map(|(k, intervention)| match intervention {
             Intervention::Rank(rho) => Some((reduced_rank(w.dim(), *rho), k)),
             _ => None,
@@ -187,12 +186,12 @@ impl Laser {
         for (edited, &intervention) in edited.into_iter().zip(interventions) {
             let (edited, error) = match (edited, intervention) {
                 (Some(reduced), _) => reduced,
-                (None, Intervention::Magnitude(fraction)) => without_small(&self.matrices[matrix], fraction),
-                (None, _) => without_small(&self.matrices[matrix], 1.0),
+                (None, Intervention::Magnitude(fraction)) => without_small(&self.given[matrix], fraction),
+                (None, _) => without_small(&self.given[matrix], 1.0),
             };
-            let before = std::mem::replace(&mut self.current[matrix], edited);
-            let scored = score(&self.current).and_then(number);
-            let edited = std::mem::replace(&mut self.current[matrix], before);
+            let before = std::mem::replace(&mut self.matrices[matrix], edited);
+            let scored = score(&self.matrices).and_then(number);
+            let edited = std::mem::replace(&mut self.matrices[matrix], before);
             trials.push((Trial { matrix, intervention, error, score: scored? }, edited));
         }
         Ok(trials)
