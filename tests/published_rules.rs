@@ -1,5 +1,6 @@
-//! Published rules for whole models: which channels go (LoRAP), which matrices become factors (WeLore), how many bits each gets (CASP), which reductions
-//! raise a score (LASER), which columns and rows are taken (CURing), and the layer that is trained from the start (LOST).
+//! Published rules for whole models: which channels go (LoRAP), which matrices become factors (WeLore), how many bits each gets (CASP),
+//! which reductions raise a score (LASER), which columns and rows are taken (CURing), and the layer that is trained from the start
+//! (LOST).
 
 mod common;
 
@@ -464,8 +465,20 @@ fn laser_ranks_and_errors_are_those_of_eckart_and_young() {
         linalg::truncated_svd(&w, 25, &options, Threads::ONE).unwrap()
     };
     assert!(close(of(SvdMethod::Exact).error, optimum, 1e-12));
-    // The randomized method of the source, without oversampling, is 2 % off here.
     assert!(of(SvdMethod::Randomized).error <= 1.01 * optimum);
+    // The source's randomized decomposition has a sketch of the rank alone and two power iterations: 2 % off here. Ten more directions
+    // and two more iterations would have done.
+    let sketched = |size: usize, iterations: usize| {
+        let mut q = linalg::qr(&w.dot(&gaussian(256, size, 2))).q;
+        for _ in 0..iterations {
+            q = linalg::qr(&w.t().dot(&q)).q;
+            q = linalg::qr(&w.dot(&q)).q;
+        }
+        let values = linalg::singular_values(&q.t().dot(&w), Threads::ONE).unwrap();
+        (norm(&w).powi(2) - values[..25].iter().map(|s| s * s).sum::<f64>()).sqrt() / optimum
+    };
+    let (published, better) = (sketched(25, 2), sketched(35, 4));
+    assert!(published > 1.01 && published < 1.05 && better < 1.01, "{published} {better}");
     let mut laser = Laser::new(vec![w.clone()]).unwrap();
     let mut seen = Vec::new();
     let fractions = [0.9, 0.1, 0.01, 0.5];
@@ -572,7 +585,6 @@ fn cur(w: &Array2<f64>, rank: usize, selection: CurSelection) -> Projected<Cur> 
 #[test]
 fn curing_selections_in_order_on_a_decaying_spectrum() {
     // Singular values 0.93^k, rank 60, several draws of the singular vectors.
-    let mut sums = [0.0; 6];
     for seed in [11, 21, 31, 41] {
         let w = with_spectrum(300, 200, seed, |k| 0.93f64.powi(k as i32));
         let best = tail(&w, 60).sqrt() / norm(&w);
@@ -589,11 +601,14 @@ fn curing_selections_in_order_on_a_decaying_spectrum() {
             assert_eq!(found.matrix.rank(), 60);
             found.report.relative_error / best
         });
-        println!("{seed}: {errors:.2?}");
-        assert!(errors[0] <= errors[1] && errors[1] < 4.0);
-        sums.iter_mut().zip(errors).for_each(|(sum, error)| *sum += error / 4.0);
+        // Measured, in multiples of the optimum: 2.6 pivoted QR, 2.9 interpolation, 3.7 the paper's code, 4.2 the later one, 4.2 at random.
+        let [auto, pivoted, interpolated, published, later, random] = errors;
+        assert!(auto <= pivoted && pivoted < 3.0, "{errors:?}");
+        assert!(1.05 * pivoted < interpolated && 1.1 * interpolated < published, "{errors:?}");
+        assert!(1.05 * published < later && 1.05 * published < random, "{errors:?}");
+        // The later code does no better than chance.
+        assert!((later / random - 1.0).abs() < 0.1, "{errors:?}");
     }
-    println!("mean: {sums:.2?}");
 }
 
 #[test]
@@ -900,10 +915,11 @@ fn lost_projections_stand_between_the_tails() {
         let error = norm(&(&w - &found.matrix.to_dense_f64()));
         assert!((error - tail(&w.select(Axis(1), &others), rank).sqrt()).abs() < 1e-10);
         assert!(error <= tail(&w, rank).sqrt() && error >= tail(&w, rank + kept).sqrt());
-        // The published start is no approximation.
+        // The published start is no approximation: with few columns it is worse than low rank alone.
         let start = LostSpec { rank, kept, activation: LostActivation::Identity, ..Default::default() };
         let start = lost(&w, &start).to_matrix(Storage::F64).unwrap().unwrap();
-        assert!(norm(&(&w - &start.to_dense_f64())) > tail(&w, rank).sqrt());
+        let start = norm(&(&w - &start.to_dense_f64()));
+        assert!(start > 1.2 * error && (kept > rank || start > tail(&w, rank).sqrt()), "{start} {error}");
     }
     // Rank 4 and five columns of anything are found again.
     let mut w = gaussian(30, 4, 1).dot(&gaussian(4, 40, 2));

@@ -12,21 +12,22 @@ pub struct BitAllocation {
     pub whole: Vec<u32>,
 }
 
-/// Bits per number that minimise $\sum_l n_l s_l 4^{-b_l}$ while $\sum_l n_l b_l = \bar b \sum_l n_l$ and all $b_l$ lie in `range`: `importance` $s_l$
-/// is what an error in matrix $l$ counts, `sizes` $n_l$ its numbers, `average` $\bar b$, and a quantizer's squared error falls by four per bit.
+/// Bits per number that minimise $\sum_l n_l s_l 4^{-b_l}$ while $\sum_l n_l b_l = \bar b \sum_l n_l$ and all $b_l$ lie in `range`:
+/// `importance` $s_l$ is what an error in matrix $l$ counts, `sizes` $n_l$ its numbers, `average` $\bar b$, and a quantizer's squared
+/// error falls by four per bit.
 ///
 /// Without the range $b_l = \bar b + \frac12 \log_2 (s_l / \bar s)$ with the geometric mean $\bar s$, weighted by size. With it,
-/// $b_l = \mathrm{clamp}(\frac12 \log_2 s_l - \nu)$, where one level $\nu$ for all meets the budget: their sum is piecewise linear in $\nu$, and the level is
-/// found on the right piece, so that any mix of matrices at both ends of the range is met exactly. Matrices of no importance get bits only once all others
-/// are at the top of the range. Whole bits: rounded down, then one more in the order of the largest remainders, while the budget allows.
-/// `O(k log k)` for `k` matrices.
+/// $b_l = \mathrm{clamp}(\frac12 \log_2 s_l - \nu)$, where one level $\nu$ for all meets the budget: their sum is piecewise linear in
+/// $\nu$, and the level is found on the right piece, so that any mix of matrices at both ends of the range is met exactly. Matrices of no
+/// importance get bits only once all others are at the top of the range. Whole bits: rounded down, then one more in the order of the
+/// largest remainders, while the budget allows. `O(k log k)` for `k` matrices.
 ///
-/// Source: the classical reverse water-filling of rate-distortion theory, in the role it has in M. Gholami et al., "CASP: Compression of Large
-/// Multimodal Models Based on Attention Sparsity", 2025 (importance there: [`block_influence`](crate::analysis::block_influence)).
+/// Source: the classical reverse water-filling of rate-distortion theory, in the role it has in M. Gholami et al., "CASP: Compression of
+/// Large Multimodal Models Based on Attention Sparsity", 2025 (importance there: [`block_influence`](crate::analysis::block_influence)).
 ///
 /// # Errors
-/// [`Error::Shape`] when the lists differ in length, [`Error::Parameter`] for importance that is negative or not finite, a size of 0, an empty range, or an
-/// average outside of it.
+/// [`Error::Shape`] when the lists differ in length, [`Error::Parameter`] for importance that is negative or not finite, a size of 0, an
+/// empty range, or an average outside of it.
 ///
 /// ```
 /// use structmat::allocation::bits_reverse_waterfill;

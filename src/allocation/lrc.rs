@@ -30,12 +30,12 @@ impl LrcMatrix {
     }
 }
 
-/// WeLore's split of a model into low-rank components (LRCs), which become factors and are trained, and the others (N-LRCs), which stay dense
-/// and are frozen: a matrix is a low-rank component when the rank that it got, from [`threshold_ranks`](super::threshold_ranks) or any other rule, saves
-/// parameters, $r (m + n) < m n$. So a split never holds more parameters than the dense model.
+/// WeLore's split of a model into low-rank components (LRCs), which become factors and are trained, and the others (N-LRCs), which stay
+/// dense and are frozen: a matrix is a low-rank component when the rank that it got, from [`threshold_ranks`](super::threshold_ranks) or
+/// any other rule, saves parameters, $r (m + n) < m n$. So a split never holds more parameters than the dense model.
 ///
-/// The published code instead factorises whenever the pruned fraction of singular values exceeds a constant, 0 by default, by which matrices
-/// that keep more than $m n / (m + n)$ grow: [`published_params`](Self::published_params) tells by how much.
+/// The published code instead factorises whenever the pruned fraction of singular values exceeds a constant, 0 by default, by which
+/// matrices that keep more than $m n / (m + n)$ grow: [`published_params`](Self::published_params) tells by how much.
 ///
 /// Source: A. Jaiswal et al., "From GaLore to WeLore: How Low-Rank Weights Non-uniformly Emerge from Low-Rank Gradients", 2024.
 ///
@@ -56,8 +56,8 @@ impl LrcSplit {
     /// From shapes (out, in) and ranks.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the lists differ in length, [`Error::Parameter`] for a rank that is not in 1 to `min(out, in)`, or matrices of 2^61
-    /// numbers together.
+    /// [`Error::Shape`] when the lists differ in length, [`Error::Parameter`] for a rank that is not in 1 to `min(out, in)`, or matrices
+    /// of 2^61 numbers together.
     pub fn new(shapes: &[(usize, usize)], ranks: &[usize]) -> Result<Self> {
         if shapes.len() != ranks.len() {
             return Err(Error::shape("ranks", &[shapes.len()], &[ranks.len()]));
@@ -95,8 +95,8 @@ impl LrcSplit {
         self.matrices.iter().filter(|matrix| matrix.is_trainable()).map(LrcMatrix::params).sum()
     }
 
-    /// Numbers under the rule of the published code: factors wherever more than the fraction `least` (0 in the code) of the singular values is
-    /// pruned.
+    /// Numbers under the rule of the published code: factors wherever more than the fraction `least` (0 in the code) of the singular
+    /// values is pruned.
     pub fn published_params(&self, least: f64) -> u64 {
         let numbers = |(matrix, &rank): (&LrcMatrix, &usize)| {
             let full = matrix.shape.0.min(matrix.shape.1);

@@ -57,8 +57,8 @@ pub fn threshold_ranks(
     Ok((reaching(&normalised, threshold), threshold))
 }
 
-/// The ranks at a given threshold: of each matrix, the number of singular values that, normalised, reach it, at least one. Higher thresholds
-/// never raise a rank. The published code of WeLore tabulates thresholds per model and target instead of computing them.
+/// The ranks at a given threshold: of each matrix, the number of singular values that, normalised, reach it, at least one. Higher
+/// thresholds never raise a rank. The published code of WeLore tabulates thresholds per model and target instead of computing them.
 ///
 /// # Errors
 /// [`Error::Parameter`] for a threshold that is not a number, an empty spectrum, or values that are negative or not finite.
@@ -90,7 +90,8 @@ fn normalised(spectra: &[Vec<f64>], normalization: Normalization) -> Result<Vec<
 }
 
 /// Ranks of the four attention matrices of order `d` when `pruned` of their parameters are to go: values and outputs get `ratio` times
-/// the rank of queries and keys, and stay dense, `None`, where their rank would not save anything. Returns `(queries and keys, values and outputs)`.
+/// the rank of queries and keys, and stay dense, `None`, where their rank would not save anything. Returns `(queries and keys, values and
+/// outputs)`.
 ///
 /// Source: G. Li et al., "LoRAP: Transformer Sub-Layers Deserve Differentiated Structured Compression for Large Language Models",
 /// 2024 (`ratio` 3).
@@ -113,7 +114,8 @@ pub fn split_ranks(d: usize, pruned: f64, ratio: f64) -> Result<(usize, Option<u
     Ok(((even * 2.0 / (1.0 + ratio)).floor() as usize, Some(values)))
 }
 
-/// The rank that an `m x n` matrix keeps under LASER's selective reduction to the fraction `rho`: $\lfloor \rho \min(m, n) \rfloor$, at least 1.
+/// The rank that an `m x n` matrix keeps under LASER's selective reduction to the fraction `rho`: $\lfloor \rho \min(m, n) \rfloor$, at
+/// least 1.
 ///
 /// Source: P. Sharma, J. T. Ash and D. Misra, "The Truth is in There: Improving Reasoning in Language Models with Layer-Selective Rank
 /// Reduction", 2023.

@@ -16,13 +16,15 @@ pub struct Sensitivity {
     pub frobenius: f64,
 }
 
-/// The norms of the Jacobian of one softmax, $\mathrm{diag}(a) - a a^T$, from its result `a`: 0 for a one-hot row, $1/s$ in the spectral norm for a row that is uniform on $s$
-/// entries, at most 1/2.
+/// The norms of the Jacobian of one softmax, $\mathrm{diag}(a) - a a^T$, from its result `a`: 0 for a one-hot row, $1/s$ in the spectral
+/// norm for a row that is uniform on $s$ entries, at most 1/2.
 ///
-/// They do *not* fall monotonically as rows become more peaked: of two keys, (1/2, 1/2) is the most sensitive row of all, and random rows of 64 keys are most
-/// sensitive in between, at logits of a standard deviation of about 3 (`published_rules::casp_sensitivity_is_not_monotone_in_peakedness` in the tests).
+/// They do *not* fall monotonically as rows become more peaked: of two keys, (1/2, 1/2) is the most sensitive row of all, and random rows
+/// of 64 keys are most sensitive in between, at logits of a standard deviation of about 3
+/// (`published_rules::casp_sensitivity_is_not_monotone_in_peakedness` in the tests).
 ///
-/// The largest eigenvalue lies between the two largest entries and is the root of $1 = \sum_i a_i^2 / (a_i - \lambda)$ there: found by bisection, `O(n)` a step.
+/// The largest eigenvalue lies between the two largest entries and is the root of $1 = \sum_i a_i^2 / (a_i - \lambda)$ there: found by
+/// bisection, `O(n)` a step.
 ///
 /// Source: the claim of M. Gholami et al., "CASP: Compression of Large Multimodal Models Based on Attention Sparsity", 2025.
 ///
@@ -77,8 +79,9 @@ fn largest_eigenvalue(a: &[f64]) -> f64 {
     }
 }
 
-/// The sensitivity of attention, from its probabilities $A$ (queries x keys): the largest spectral norm of any row, and the root mean square of the rows' Frobenius
-/// norms. To first order $\lVert \Delta A \rVert_F \le s \lVert \Delta Z \rVert_F$ for changes $\Delta Z$ of the scores, with $s \le 1/2$ the spectral one.
+/// The sensitivity of attention, from its probabilities $A$ (queries x keys): the largest spectral norm of any row, and the root mean
+/// square of the rows' Frobenius norms. To first order $\lVert \Delta A \rVert_F \le s \lVert \Delta Z \rVert_F$ for changes $\Delta Z$
+/// of the scores, with $s \le 1/2$ the spectral one.
 ///
 /// # Errors
 /// [`Error::Shape`] without rows, and those of [`softmax_sensitivity`].

@@ -4,14 +4,15 @@ use crate::error::{Error, Result};
 use crate::scalar::Scalar;
 use ndarray::{ArrayRef2, ArrayView2};
 
-/// Block influence, $1 - \mathrm{mean}_t \cos(x_t, y_t)$ over the tokens $t$, between the hidden states before and after a block (tokens x hidden): 0 for a
-/// block that turns nothing, at most 2.
+/// Block influence, $1 - \mathrm{mean}_t \cos(x_t, y_t)$ over the tokens $t$, between the hidden states before and after a block (tokens
+/// x hidden): 0 for a block that turns nothing, at most 2.
 ///
-/// Source: X. Men et al., "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect", 2024, as the importance of layers in M. Gholami
-/// et al., "CASP: Compression of Large Multimodal Models Based on Attention Sparsity", 2025.
+/// Source: X. Men et al., "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect", 2024, as the importance of
+/// layers in M. Gholami et al., "CASP: Compression of Large Multimodal Models Based on Attention Sparsity", 2025.
 ///
 /// # Errors
-/// [`Error::Shape`] when the shapes differ or there is no token, [`Error::NonFinite`] for NaN or infinities, [`Error::Parameter`] for a state that is zero.
+/// [`Error::Shape`] when the shapes differ or there is no token, [`Error::NonFinite`] for NaN or infinities, [`Error::Parameter`] for a
+/// state that is zero.
 ///
 /// ```
 /// use structmat::analysis::block_influence;
@@ -24,11 +25,12 @@ pub fn block_influence<T: Scalar>(before: &ArrayRef2<T>, after: &ArrayRef2<T>) -
     Ok(1.0 - mean(&cosines(before, after)?))
 }
 
-/// Angular distance, $\mathrm{mean}_t \arccos(\cos(x_t, y_t)) / \pi$ over the tokens $t$ (0 to 1), between hidden states before and after a block (tokens x hidden).
-/// The source looks at the last token of each sequence, as [`Hidden::last`](crate::models::Hidden::last) has them.
+/// Angular distance, $\mathrm{mean}_t \arccos(\cos(x_t, y_t)) / \pi$ over the tokens $t$ (0 to 1), between hidden states before and after
+/// a block (tokens x hidden). The source looks at the last token of each sequence, as [`Hidden::last`](crate::models::Hidden::last) has
+/// them.
 ///
-/// Source: A. Gromov et al., "The Unreasonable Ineffectiveness of the Deeper Layers", 2024, as in S. Park, S.-M. Moon, "CURing Large Models: Compression via CUR
-/// Decomposition", 2025.
+/// Source: A. Gromov et al., "The Unreasonable Ineffectiveness of the Deeper Layers", 2024, as in S. Park, S.-M. Moon, "CURing Large
+/// Models: Compression via CUR Decomposition", 2025.
 ///
 /// # Errors
 /// As [`block_influence`].
@@ -44,9 +46,9 @@ pub fn angular_distance<T: Scalar>(before: &ArrayRef2<T>, after: &ArrayRef2<T>) 
     Ok(mean(&angles))
 }
 
-/// The `count` blocks that change their hidden states least, by [`angular_distance`], the quietest first, and their distances; the first and the last block
-/// are never among them. `states[l]` are the hidden states before block `l`, and the last ones those after the last block: one more than there are blocks.
-/// What CURing compresses.
+/// The `count` blocks that change their hidden states least, by [`angular_distance`], the quietest first, and their distances; the first
+/// and the last block are never among them. `states[l]` are the hidden states before block `l`, and the last ones those after the last
+/// block: one more than there are blocks. What CURing compresses.
 ///
 /// Source: S. Park, S.-M. Moon, "CURing Large Models: Compression via CUR Decomposition", 2025 (10 blocks of 32).
 ///

@@ -9,7 +9,8 @@ use ndarray::{Array2, s};
 /// What is done to a matrix.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Intervention {
-    /// The best approximation of rank [`reduced_rank`]: LASER's, for the fraction `rho` of the full rank. The source tries 0.9 down to 0.01.
+    /// The best approximation of rank [`reduced_rank`]: LASER's, for the fraction `rho` of the full rank. The source tries 0.9 down to
+    /// 0.01.
     Rank(f64),
     /// The given fraction of the entries, those of least magnitude, becomes zero.
     Magnitude(f64),
@@ -30,16 +31,17 @@ pub struct Trial {
     pub score: f64,
 }
 
-/// Layer-selective rank reduction: some matrices of a model, and which interventions on which of them raise a score. A strong reduction of the right one can
-/// raise it, where it removes noise.
+/// Layer-selective rank reduction: some matrices of a model, and which interventions on which of them raise a score. A strong reduction
+/// of the right one can raise it, where it removes noise.
 ///
-/// The score is any function of all matrices: in a model, put them in and measure the accuracy on validation data (20 % in the source, 80 % are for the test). One
-/// singular value decomposition of each matrix serves all fractions, taken when it is first needed; going through the ranks of a matrix upwards, each adds its
-/// own components to those before, so that all of them together cost as much as the largest. Results are dense, as in the source: what is saved is only
-/// measured. [`LowRank`](crate::structures::LowRank) keeps the factors.
+/// The score is any function of all matrices: in a model, put them in and measure the accuracy on validation data (a fifth in the source,
+/// the rest is for the test). One singular value decomposition of each matrix serves all fractions, taken when it is first needed; going
+/// through the ranks of a matrix upwards, each adds its own components to those before, so that all of them together cost as much as the
+/// largest. Results are dense, as in the source: what is saved is only measured. [`LowRank`](crate::structures::LowRank) keeps the
+/// factors.
 ///
-/// Source: P. Sharma, J. T. Ash and D. Misra, "The Truth is in There: Improving Reasoning in Language Models with Layer-Selective Rank Reduction", 2023. Its code
-/// takes randomized decompositions without oversampling; these here are exact.
+/// Source: P. Sharma, J. T. Ash and D. Misra, "The Truth is in There: Improving Reasoning in Language Models with Layer-Selective Rank
+/// Reduction", 2023. Its code takes randomized decompositions without oversampling; these here are exact.
 ///
 /// ```
 /// use structmat::analysis::{Intervention::{Rank, Zero}, Laser};
@@ -95,8 +97,8 @@ impl Laser {
         self.decompositions
     }
 
-    /// Every intervention on every matrix, alone, beside the others as they were given: the score of each, matrix by matrix in the order of `interventions`. Costs one
-    /// call of `score` each.
+    /// Every intervention on every matrix, alone, beside the others as they were given: the score of each, matrix by matrix in the order
+    /// of `interventions`. Costs one call of `score` each.
     ///
     /// # Errors
     /// [`Error::Parameter`] for a fraction outside of 0 to 1 or a score that is not a number, and whatever `score` says.
@@ -115,9 +117,9 @@ impl Laser {
         Ok(trials)
     }
 
-    /// Greedy composition: matrices in the order of what their best intervention brings alone; each gets the intervention that raises the score most on top of
-    /// those before, or none where nothing raises it. Returns the interventions that stay, with the score after each, and leaves them in
-    /// [`matrices`](Self::matrices). Costs two grids.
+    /// Greedy composition: matrices in the order of what their best intervention brings alone; each gets the intervention that raises the
+    /// score most on top of those before, or none where nothing raises it. Returns the interventions that stay, with the score after
+    /// each, and leaves them in [`matrices`](Self::matrices). Costs two grids.
     ///
     /// # Errors
     /// As [`grid`](Self::grid).

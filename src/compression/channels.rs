@@ -34,13 +34,13 @@ pub struct PrunedChannels<T> {
 
 impl<T: Scalar> FeedForward<'_, T> {
     /// The importance of each hidden channel, without gradients:
-    /// $\lVert U_{i:} D \rVert + \lVert G_{i:} D \rVert + \lVert V_{:i} \rVert d'_i$, with $D = \mathrm{diag}(d)$ the root mean squares of the inputs and $d'$ those of the
-    /// hidden states that enter `down`: the square roots of the diagonal of a second moment, as [`Moments`](crate::calibration::Moments) gather it.
-    /// `O(h (in + out))`.
+    /// $\lVert U_{i:} D \rVert + \lVert G_{i:} D \rVert + \lVert V_{:i} \rVert d'_i$, with $D = \mathrm{diag}(d)$ the root mean squares
+    /// of the inputs and $d'$ those of the hidden states that enter `down`: the square roots of the diagonal of a second moment, as
+    /// [`Moments`](crate::calibration::Moments) gather it. `O(h (in + out))`.
     ///
     /// # Errors
-    /// [`Error::Shape`] for matrices or statistics that do not fit together, [`Error::NonFinite`], [`Error::Parameter`] for a root mean square that is negative or
-    /// not finite.
+    /// [`Error::Shape`] for matrices or statistics that do not fit together, [`Error::NonFinite`], [`Error::Parameter`] for a root mean
+    /// square that is negative or not finite.
     pub fn importance(&self, rms_in: &[f64], rms_hidden: &[f64]) -> Result<Vec<f64>> {
         let (hidden, inputs) = self.up.dim();
         if let Some(gate) = &self.gate
@@ -80,11 +80,13 @@ impl<T: Scalar> FeedForward<'_, T> {
     }
 }
 
-/// LoRAP's pruning of a feed-forward block: with channels sorted by [`importance`](FeedForward::importance), the least first, the fraction `spared` of them stays
-/// (least important channels matter together: the source spares 0.01) and the fraction `pruned` after them goes: positions
-/// $\lfloor \epsilon h \rfloor$ to $\lfloor (\epsilon + p) h \rfloor$. What remains is a smaller block, exactly the one with those channels masked.
+/// LoRAP's pruning of a feed-forward block: with channels sorted by [`importance`](FeedForward::importance), the least first, the
+/// fraction `spared` of them stays (least important channels matter together: the source spares 0.01) and the fraction `pruned` after
+/// them goes: positions $\lfloor \epsilon h \rfloor$ to $\lfloor (\epsilon + p) h \rfloor$. What remains is a smaller block, exactly the
+/// one with those channels masked.
 ///
-/// Source: G. Li, Y. Tang, W. Zhang, "LoRAP: Transformer Sub-Layers Deserve Differentiated Structured Compression for Large Language Models", 2024.
+/// Source: G. Li, Y. Tang, W. Zhang, "LoRAP: Transformer Sub-Layers Deserve Differentiated Structured Compression for Large Language
+/// Models", 2024.
 ///
 /// # Errors
 /// [`Error::Parameter`] when the fractions are not in 0 to 1 together, or no channel would stay, and those of [`FeedForward::importance`].

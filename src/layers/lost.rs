@@ -83,12 +83,12 @@ impl Default for LostSpec {
     }
 }
 
-/// LOST: $y = \gamma B\, \varphi(A x) + (1 - \gamma) W_s x_J$, low rank with an activation between the factors, and whole columns for the inputs $J$; a layer to
-/// train from the start.
+/// LOST: $y = \gamma B\, \varphi(A x) + (1 - \gamma) W_s x_J$, low rank with an activation between the factors, and whole columns for the
+/// inputs $J$; a layer to train from the start.
 ///
-/// `A` is `rank x in`, `B` `out x rank`, `W_s` `out x kept`. Parameters and multiply-adds: `rank (out + in) + out * kept`, and an index of 4 bytes per channel.
-/// With $\varphi = \mathrm{SiLU}$ the map is not linear, so no weight stands for it; without, [`to_matrix`](Self::to_matrix) is that weight, and
-/// [`LowRankColumns`] its family. There is no bias.
+/// `A` is `rank x in`, `B` `out x rank`, `W_s` `out x kept`. Parameters and multiply-adds: `rank (out + in) + out * kept`, and an index
+/// of 4 bytes per channel. With $\varphi = \mathrm{SiLU}$ the map is not linear, so no weight stands for it; without,
+/// [`to_matrix`](Self::to_matrix) is that weight, and [`LowRankColumns`] its family. There is no bias.
 ///
 /// Source: J. Li et al., "LOST: low-rank and sparse pre-training for large language models", 2025.
 ///
@@ -123,8 +123,8 @@ impl LostLayer {
     /// From `B A` of two factors and the columns `W_s`.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the shapes differ, [`Error::Unsupported`] for a low-rank matrix of three factors, [`Error::Parameter`] for a `gamma` outside of 0
-    /// to 1.
+    /// [`Error::Shape`] when the shapes differ, [`Error::Unsupported`] for a low-rank matrix of three factors, [`Error::Parameter`] for a
+    /// `gamma` outside of 0 to 1.
     pub fn new(
         low_rank: LowRank,
         columns: ColumnSparse,
@@ -145,12 +145,13 @@ impl LostLayer {
         Ok(Self { low_rank, columns, gamma, activation })
     }
 
-    /// The published initialization, from a dense weight (out x in), which is itself drawn at random where training starts from nothing: $J$ are the
-    /// largest columns of the singular components after the first `rank` of them (or of the last), and $W_s = W_{:,J}$. A start for training, not an approximation of
-    /// the weight: for that, see [`LowRankColumns`]. One full singular value decomposition.
+    /// The published initialization, from a dense weight (out x in), which is itself drawn at random where training starts from nothing:
+    /// $J$ are the largest columns of the singular components after the first `rank` of them (or of the last), and $W_s = W_{:,J}$. A
+    /// start for training, not an approximation of the weight: for that, see [`LowRankColumns`]. One full singular value decomposition.
     ///
     /// # Errors
-    /// [`Error::Parameter`] for a rank, a number of channels or a `gamma` out of range, [`Error::Shape`] for an empty weight, [`Error::NonFinite`].
+    /// [`Error::Parameter`] for a rank, a number of channels or a `gamma` out of range, [`Error::Shape`] for an empty weight,
+    /// [`Error::NonFinite`].
     pub fn init<T: Scalar>(w: &ArrayRef2<T>, spec: &LostSpec, options: &Options<'_>) -> Result<Self> {
         let (m, n) = w.dim();
         if w.is_empty() {
@@ -261,8 +262,8 @@ impl LostLayer {
         with_operands(self.low_rank.shape(), Op::Forward, x, y, Update::Overwrite, (exec, scratch), multiply)
     }
 
-    /// The gradients of a loss, from those of the outputs, `dy` (batch x out), and the inputs `x` (batch x in): of the inputs, and of `B`, `A` and `W_s`, in the
-    /// order of [`factor_numbers`](Self::factor_numbers). Costs about two forward passes, and allocates.
+    /// The gradients of a loss, from those of the outputs, `dy` (batch x out), and the inputs `x` (batch x in): of the inputs, and of
+    /// `B`, `A` and `W_s`, in the order of [`factor_numbers`](Self::factor_numbers). Costs about two forward passes, and allocates.
     ///
     /// # Errors
     /// [`Error::Shape`] when the shapes do not fit.

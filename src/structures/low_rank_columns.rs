@@ -16,13 +16,13 @@ use ndarray::{Array2, Array3, ArrayRef2, Axis};
 ///
 /// Parameters: `rank (out + in) + out * kept`, and an index of 4 bytes per kept column; multiply-adds the same.
 ///
-/// Projection: for given $J$ the entries in its columns are free, so the optimum fits the other columns by a truncated singular
-/// value decomposition, with the tail energy of $W_{:,J^c}$ as error. With activations the regression on $x_J$ is eliminated
-/// first: $U$ spans the leading eigenvectors of $W C' W^T$ with $C' = C - C_{:J} C_{JJ}^{-1} C_{J:}$, and
-/// $A = ((W - U V) C)_J C_{JJ}^{-1}$, optimal for given $J$ too. $J$ starts as the largest columns, or as those that low rank
-/// alone explains worst, and moves to the largest columns of $W - P P^T W$ while the error falls; with activations it starts from the $J$ of the plain projection.
-/// `method = lost` is the published initialization instead: see [`ColumnChoice::Lost`]. The layer that the source trains, with an activation between the
-/// factors, is [`LostLayer`](crate::layers::LostLayer).
+/// Projection: for given $J$ the entries in its columns are free, so the optimum fits the other columns by a truncated singular value
+/// decomposition, with the tail energy of $W_{:,J^c}$ as error. With activations the regression on $x_J$ is eliminated first: $U$ spans
+/// the leading eigenvectors of $W C' W^T$ with $C' = C - C_{:J} C_{JJ}^{-1} C_{J:}$, and $A = ((W - U V) C)_J C_{JJ}^{-1}$, optimal for
+/// given $J$ too. $J$ starts as the largest columns, or as those that low rank alone explains worst, and moves to the largest columns of
+/// $W - P P^T W$ while the error falls; with activations it starts from the $J$ of the plain projection. `method = lost` is the published
+/// initialization instead: see [`ColumnChoice::Lost`]. The layer that the source trains, with an activation between the factors, is
+/// [`LostLayer`](crate::layers::LostLayer).
 ///
 /// Source: J. Li et al., "LOST: low-rank and sparse pre-training for large language models", 2025.
 ///
@@ -219,7 +219,8 @@ pub enum LostComponents {
     Last,
 }
 
-/// Where LOST starts, before both parts are mixed: $U \Sigma^{1/2}$ and $\Sigma^{1/2} V^T$ of rank `rank`, and the columns `kept` of the weight.
+/// Where LOST starts, before both parts are mixed: $U \Sigma^{1/2}$ and $\Sigma^{1/2} V^T$ of rank `rank`, and the columns `kept` of the
+/// weight.
 pub(crate) struct LostStart {
     pub(crate) u: Array2<f64>,
     pub(crate) v: Array2<f64>,

@@ -189,7 +189,8 @@ fn newest_point(mut a: Array2<f64>, later: bool) -> Vec<usize> {
     })
 }
 
-/// The largest entry of each column in turn, at rows not taken before; after each, `eliminate(a, column, row)` prepares the columns after it.
+/// The largest entry of each column in turn, at rows not taken before; after each, `eliminate(a, column, row)` prepares the columns after
+/// it.
 fn points(a: &mut Array2<f64>, eliminate: impl Fn(&mut Array2<f64>, usize, usize)) -> Vec<usize> {
     let (m, r) = a.dim();
     let mut points = Vec::with_capacity(r);
@@ -292,7 +293,8 @@ mod tests {
         for k in 1..12 {
             let earlier = &points[..k];
             assert!(earlier.iter().all(|&p| residuals[[p, k]].abs() < 1e-12));
-            // What is left is the error of interpolating vector k at the points before by the vectors before, and the next point its largest.
+            // What is left is the error of interpolating vector k at the points before by the vectors before, and the next point its
+            // largest.
             let (basis, target) = (vectors.slice(s![.., ..k]), vectors.slice(s![.., k..k + 1]));
             let c = linalg::lstsq(&basis.select(Axis(0), earlier), &target.select(Axis(0), earlier)).unwrap();
             let error = &target - &basis.dot(&c);

@@ -48,7 +48,7 @@ use std::str::FromStr;
 /// for _ in 0..20 {
 ///     let gradient = &cur.factor_gradients(&x, &residual(&cur)?, &mut exec)?[2];
 ///     let (_, link, _) = cur.factors();
-///     let link = link.unwrap().numbers::<f64>() - gradient * 1e-6;
+///     let link = link.unwrap().numbers::<f64>() - gradient * 1e-7;
 ///     cur = cur.with_link(Factor::from_blocks(Storage::F64, (2, 2), &[link.remove_axis(structmat::ndarray::Axis(0))]))?;
 /// }
 /// assert!(residual(&cur)?.mapv(|v| v * v).sum() < before);
@@ -97,11 +97,12 @@ pub enum CurSelection {
     Magnitude,
     /// Drawn uniformly.
     Random,
-    /// CURing's selection in the code of the paper: as [`Deim`](Self::Deim), but a vector loses only what the newest point asks for, by the minimum-norm combination
-    /// of all vectors before it, so that its residual is zero there and not at the points before. To compare with.
+    /// CURing's selection in the code of the paper: as [`Deim`](Self::Deim), but a vector loses only what the newest point asks for, by
+    /// the minimum-norm combination of all vectors before it, so that its residual is zero there and not at the points before. To compare
+    /// with.
     Published,
-    /// CURing's selection in the later code, which in addition takes that combination from every vector alike, whatever its value at the point: residuals
-    /// are zero nowhere in particular. To compare with.
+    /// CURing's selection in the later code, which in addition takes that combination from every vector alike, whatever its value at the
+    /// point: residuals are zero nowhere in particular. To compare with.
     PublishedLater,
 }
 

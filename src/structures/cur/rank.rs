@@ -11,14 +11,16 @@ pub fn break_even_rank(out: usize, inp: usize) -> usize {
     rank as usize
 }
 
-/// CURing's later rule for the rank of an `out x in` matrix: as many leading singular values (of the metric, descending) as hold the fraction `energy` of the energy,
-/// rounded up to a multiple of `multiple` (128 in the published code, which suits hardware), at most `min(out, in)`.
+/// CURing's later rule for the rank of an `out x in` matrix: as many leading singular values (of the metric, descending) as hold the
+/// fraction `energy` of the energy, rounded up to a multiple of `multiple` (128 in the published code, which suits hardware), at most
+/// `min(out, in)`.
 ///
-/// Source: the code of S. Park, S.-M. Moon, "CURing Large Models: Compression via CUR Decomposition", 2025, in its later version (energies of 0.85 to 0.91).
+/// Source: the code of S. Park, S.-M. Moon, "CURing Large Models: Compression via CUR Decomposition", 2025, in its later version
+/// (energies of 0.85 to 0.91).
 ///
 /// # Errors
-/// [`Error::Parameter`] for an energy that is not above 0 and at most 1, a multiple of 0, values that are negative, not finite or none, and for a rank
-/// above [`break_even_rank`], at which nothing would be saved.
+/// [`Error::Parameter`] for an energy that is not above 0 and at most 1, a multiple of 0, values that are negative, not finite or none,
+/// and for a rank above [`break_even_rank`], at which nothing would be saved.
 ///
 /// ```
 /// use structmat::structures::energy_rank;
