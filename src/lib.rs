@@ -40,6 +40,7 @@
 mod adam;
 pub mod adapters;
 pub mod allocation;
+pub mod analysis;
 pub mod calibration;
 pub mod compose;
 pub mod compression;

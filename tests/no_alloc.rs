@@ -7,7 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use structmat::Scalar;
 use structmat::adapters::{Adapter, methods, several};
-use structmat::layers::Linear;
+use structmat::layers::{Linear, LostLayer, LostSpec};
 use structmat::ndarray::{Array1, Array2};
 use structmat::prelude::*;
 use structmat::registry::FAMILIES;
@@ -81,6 +81,10 @@ fn layers_do_not_allocate_after_the_first_call() {
     let layer = Linear::new(weight, Some(&Array1::<f32>::ones(20))).unwrap();
     let (x, mut y) = (gaussian_of::<f32>(5, 30, 1), Array2::zeros((5, 20)));
     let mut exec = Exec::new();
+    layer.forward_into(&x, &mut y, &mut exec).unwrap();
+    assert_eq!(allocations(|| layer.forward_into(&x, &mut y, &mut exec).unwrap()), 0);
+    let spec = LostSpec { rank: 4, kept: 3, ..LostSpec::default() };
+    let layer = LostLayer::init(&gaussian_of::<f32>(20, 30, 2), &spec, &Options::default()).unwrap();
     layer.forward_into(&x, &mut y, &mut exec).unwrap();
     assert_eq!(allocations(|| layer.forward_into(&x, &mut y, &mut exec).unwrap()), 0);
 }

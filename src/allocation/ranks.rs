@@ -43,15 +43,7 @@ pub fn threshold_ranks(
     if !(0.0..=1.0).contains(&kept) {
         return Err(Error::parameter("kept", kept, "0 to 1"));
     }
-    for (k, spectrum) in spectra.iter().enumerate() {
-        if spectrum.is_empty() {
-            return Err(Error::parameter("spectra", format!("none for matrix {k}"), "singular values"));
-        }
-        if let Some(bad) = spectrum.iter().find(|s| !(**s >= 0.0 && s.is_finite())) {
-            return Err(Error::parameter("spectra", format!("{bad} in matrix {k}"), "finite numbers >= 0"));
-        }
-    }
-    let normalised: Vec<Vec<f64>> = spectra.iter().map(|s| normalization.apply(s)).collect();
+    let normalised = normalised(spectra, normalization)?;
     let mut all: Vec<f64> = normalised.iter().flatten().copied().collect();
     all.sort_by(|a, b| b.total_cmp(a));
     let allowed = (kept * all.len() as f64).floor() as usize;
@@ -62,12 +54,44 @@ pub fn threshold_ranks(
             all[..allowed].iter().rev().copied().find(|s| s > first_out).unwrap_or(f64::INFINITY)
         }
     };
-    let rank = |s: &Vec<f64>| s.iter().filter(|s| **s >= threshold).count().max(1);
-    Ok((normalised.iter().map(rank).collect(), threshold))
+    Ok((reaching(&normalised, threshold), threshold))
+}
+
+/// The ranks at a given threshold: of each matrix, the number of singular values that, normalised, reach it, at least one. Higher
+/// thresholds never raise a rank. The published code of WeLore tabulates thresholds per model and target instead of computing them.
+///
+/// # Errors
+/// [`Error::Parameter`] for a threshold that is not a number, an empty spectrum, or values that are negative or not finite.
+pub fn ranks_at_threshold(
+    spectra: &[Vec<f64>],
+    threshold: f64,
+    normalization: Normalization,
+) -> Result<Vec<usize>> {
+    if threshold.is_nan() {
+        return Err(Error::parameter("threshold", threshold, "a number"));
+    }
+    Ok(reaching(&normalised(spectra, normalization)?, threshold))
+}
+
+fn reaching(normalised: &[Vec<f64>], threshold: f64) -> Vec<usize> {
+    normalised.iter().map(|s| s.iter().filter(|s| **s >= threshold).count().max(1)).collect()
+}
+
+fn normalised(spectra: &[Vec<f64>], normalization: Normalization) -> Result<Vec<Vec<f64>>> {
+    for (k, spectrum) in spectra.iter().enumerate() {
+        if spectrum.is_empty() {
+            return Err(Error::parameter("spectra", format!("none for matrix {k}"), "singular values"));
+        }
+        if let Some(bad) = spectrum.iter().find(|s| !(**s >= 0.0 && s.is_finite())) {
+            return Err(Error::parameter("spectra", format!("{bad} in matrix {k}"), "finite numbers >= 0"));
+        }
+    }
+    Ok(spectra.iter().map(|s| normalization.apply(s)).collect())
 }
 
 /// Ranks of the four attention matrices of order `d` when `pruned` of their parameters are to go: values and outputs get `ratio` times
-/// the rank of queries and keys, and stay dense, `None`, where their rank would not save anything. Returns `(queries and keys, values and outputs)`.
+/// the rank of queries and keys, and stay dense, `None`, where their rank would not save anything. Returns `(queries and keys, values and
+/// outputs)`.
 ///
 /// Source: G. Li et al., "LoRAP: Transformer Sub-Layers Deserve Differentiated Structured Compression for Large Language Models",
 /// 2024 (`ratio` 3).
@@ -90,7 +114,8 @@ pub fn split_ranks(d: usize, pruned: f64, ratio: f64) -> Result<(usize, Option<u
     Ok(((even * 2.0 / (1.0 + ratio)).floor() as usize, Some(values)))
 }
 
-/// The rank that an `m x n` matrix keeps under LASER's selective reduction to the fraction `rho`: $\lfloor \rho \min(m, n) \rfloor$, at least 1.
+/// The rank that an `m x n` matrix keeps under LASER's selective reduction to the fraction `rho`: $\lfloor \rho \min(m, n) \rfloor$, at
+/// least 1.
 ///
 /// Source: P. Sharma, J. T. Ash and D. Misra, "The Truth is in There: Improving Reasoning in Language Models with Layer-Selective Rank
 /// Reduction", 2023.

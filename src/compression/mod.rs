@@ -11,7 +11,7 @@
 //! several processes can take a share of the blocks each.
 //!
 //! The pieces are public too: [`calibration`](crate::calibration) gathers what layers see, [`allocation`](crate::allocation) spreads a
-//! budget, [`models`](crate::models) runs what comes out.
+//! budget, [`models`](crate::models) runs what comes out. [`channel_prune`] takes hidden channels out of a feed-forward block.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -62,6 +62,7 @@
 //! # Ok(()) }
 //! ```
 
+mod channels;
 mod compressor;
 mod plan;
 mod refine;
@@ -72,6 +73,7 @@ mod survey;
 mod variant;
 mod work;
 
+pub use channels::{FeedForward, PrunedChannels, channel_prune};
 pub use compressor::{CompressedModel, Compressor, Event, Fitted, FittedBlock, Shard};
 pub use plan::{Choice, Plan};
 pub use refine::{Refined, Refinement};

@@ -4,7 +4,7 @@ use super::plan::Choice;
 use super::settings::{Method, ModelBudget, Settings};
 use super::survey::SiteSurvey;
 use super::variant::Variant;
-use crate::allocation::{Normalization, SoftRanks, reduced_rank, split_ranks, threshold_ranks};
+use crate::allocation::{Normalization, SoftRanks, factors_pay, reduced_rank, split_ranks, threshold_ranks};
 use crate::error::{Error, Result};
 use crate::models::{Site, Stage};
 use crate::storage::Storage;
@@ -172,7 +172,7 @@ impl<'a> Rules<'a> {
 
     fn choice(&self, k: usize, rank: usize) -> Result<Choice> {
         let (survey, (m, n)) = (&self.surveys[k], self.shape(k));
-        let dense = rank * (m + n) >= m * n;
+        let dense = !factors_pay((m, n), rank);
         let mut variant = Variant::new(if dense { "dense" } else { "low_rank" }, self.storage, 1.0);
         if !dense {
             variant.parameters.insert("rank".to_owned(), rank.to_string());

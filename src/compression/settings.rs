@@ -40,7 +40,7 @@ pub enum Method {
     /// are published rules for ranks, to compare with: matrices become low-rank ones, in the storage of the first variant.
     Welore,
     /// More for values and outputs of attention than for queries and keys; see [`split_ranks`](crate::allocation::split_ranks). The
-    /// matrices of the MLP get their share as ranks (the source deletes channels there).
+    /// matrices of the MLP get their share as ranks (the source deletes channels there: [`channel_prune`](super::channel_prune)).
     Lorap,
     /// Ranks learned through a soft truncation; see [`SoftRanks`](crate::allocation::SoftRanks).
     Dobi,

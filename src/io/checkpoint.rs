@@ -3,7 +3,7 @@ use super::{RECORD_PREFIX, VERSION, VERSION_KEY, header};
 use crate::error::{Error, Result};
 use crate::kernels::map_file;
 use crate::matrix::StructuredMatrix;
-use crate::parts::MAX_FEATURES;
+use crate::parts::{MAX_FEATURES, Parts};
 use crate::scalar::Scalar;
 use crate::storage::Storage;
 use bytemuck::Pod;
@@ -118,12 +118,19 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::File`] when there is none or its parts do not fit together.
     pub fn load(&self, name: &str) -> Result<Box<dyn StructuredMatrix>> {
+        crate::registry::load(self.parts(name)?).map_err(|e| self.bad(format!("`{name}`: {e}")))
+    }
+
+    /// The parts of the structured matrix, or of the layer with a record of its own, `name`; nothing is built from them yet.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] when there is none, [`Error::File`] for a malformed one.
+    pub fn parts(&self, name: &str) -> Result<Parts<'static>> {
         let record = self
             .records
             .get(name)
             .ok_or_else(|| self.unknown("structured matrix", name, self.structured()))?;
-        let parts = decode(name, record, 0, &|name| self.raw(name));
-        parts.and_then(crate::registry::load).map_err(|e| self.bad(format!("`{name}`: {e}")))
+        decode(name, record, 0, &|name| self.raw(name)).map_err(|e| self.bad(format!("`{name}`: {e}")))
     }
 
     /// An ordinary tensor of F64, F32, F16 or BF16 numbers, as it is.

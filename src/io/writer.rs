@@ -2,6 +2,7 @@ use super::record::{Tensor, encode};
 use super::{Checkpoint, RECORD_PREFIX, Staged, VERSION, VERSION_KEY};
 use crate::error::{Error, Result};
 use crate::matrix::StructuredMatrix;
+use crate::parts::Parts;
 use crate::scalar::Scalar;
 use crate::storage::{Data, Factor, Storage};
 use ndarray::{ArrayRef, Dimension};
@@ -29,10 +30,18 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// [`Error::Parameter`] when a tensor of that name is there already, or the name is reserved.
     pub fn structured(&mut self, name: &str, matrix: &dyn StructuredMatrix) -> Result<()> {
+        self.parts(name, &matrix.parts())
+    }
+
+    /// Adds the parts of something that is made of factors, a structured matrix or a layer with a record of its own.
+    ///
+    /// # Errors
+    /// As [`structured`](Self::structured).
+    pub fn parts(&mut self, name: &str, parts: &Parts<'_>) -> Result<()> {
         let mut tensors = Vec::new();
-        let record = encode(name, &matrix.parts(), &mut tensors);
+        let record = encode(name, parts, &mut tensors);
         let record =
-            serde_json::to_string(&record).map_err(|e| Error::record(matrix.name(), e.to_string()))?;
+            serde_json::to_string(&record).map_err(|e| Error::record(parts.structure(), e.to_string()))?;
         self.check_free(name)?;
         tensors.iter().try_for_each(|(name, _)| self.check_free(name))?;
         self.tensors.extend(tensors);

@@ -49,6 +49,12 @@ impl Hidden {
         &self.offsets
     }
 
+    /// The states of the last token of each sequence: sequences x hidden.
+    pub fn last(&self) -> Array2<f32> {
+        let ends: Vec<usize> = self.offsets[1..].iter().map(|end| end - 1).collect();
+        self.values.select(Axis(0), &ends)
+    }
+
     /// Mean over the tokens of each sequence: sequences x hidden.
     pub fn mean(&self) -> Array2<f32> {
         let mut means = Array2::zeros((self.offsets.len() - 1, self.values.ncols()));

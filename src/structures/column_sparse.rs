@@ -67,6 +67,11 @@ impl ColumnSparse {
         Self { inputs, columns: Factor::from_matrix(storage, columns).packed_forward(), kept }
     }
 
+    /// The columns, `out x kept`.
+    pub fn columns(&self) -> &Factor {
+        &self.columns
+    }
+
     /// The kept inputs, ascending.
     pub fn kept(&self) -> &[u32] {
         &self.kept

@@ -18,8 +18,8 @@ use ndarray::{Array2, Array3, ArrayRef2, Axis};
 ///
 /// Projection: the truncated singular value decomposition, optimal by Eckart and Young. With activations, the best rank-`r`
 /// approximation of `W C^{1/2}`, written without inverses as `P Pᵀ W` with `P` the leading left singular vectors of
-/// `W C^{1/2}`: optimal also for a singular `C`. Randomized where that is cheaper; its error is then within 1e-3 of the
-/// optimum, checked afterwards.
+/// `W C^{1/2}`, the leading eigenvectors of the second moment `W C Wᵀ` of the outputs: optimal also for a singular `C`.
+/// Randomized where that is cheaper; its error is then within 1e-3 of the optimum, checked afterwards.
 ///
 /// Source: C. Eckart and G. Young, "The approximation of one matrix by another of lower rank", 1936; N. Halko, P.-G.
 /// Martinsson and J. Tropp, "Finding structure with randomness", 2011.

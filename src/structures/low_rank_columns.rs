@@ -16,12 +16,13 @@ use ndarray::{Array2, Array3, ArrayRef2, Axis};
 ///
 /// Parameters: `rank (out + in) + out * kept`, and an index of 4 bytes per kept column; multiply-adds the same.
 ///
-/// Projection: for given $J$ the entries in its columns are free, so the optimum fits the other columns by a truncated singular
-/// value decomposition, with the tail energy of $W_{:,J^c}$ as error. With activations the regression on $x_J$ is eliminated
-/// first: $U$ spans the leading eigenvectors of $W C' W^T$ with $C' = C - C_{:J} C_{JJ}^{-1} C_{J:}$, and
-/// $A = ((W - U V) C)_J C_{JJ}^{-1}$, optimal for given $J$ too. $J$ starts as the largest columns, or as those that low rank
-/// alone explains worst, and moves to the largest columns of $W - P P^T W$ while the error falls; with activations it starts from the $J$ of the plain projection.
-/// `method = lost` is the published initialization instead: see [`ColumnChoice::Lost`].
+/// Projection: for given $J$ the entries in its columns are free, so the optimum fits the other columns by a truncated singular value
+/// decomposition, with the tail energy of $W_{:,J^c}$ as error. With activations the regression on $x_J$ is eliminated first: $U$ spans
+/// the leading eigenvectors of $W C' W^T$ with $C' = C - C_{:J} C_{JJ}^{-1} C_{J:}$, and $A = ((W - U V) C)_J C_{JJ}^{-1}$, optimal for
+/// given $J$ too. $J$ starts as the largest columns, or as those that low rank alone explains worst, and moves to the largest columns of
+/// $W - P P^T W$ while the error falls; with activations it starts from the $J$ of the plain projection. `method = lost` is the published
+/// initialization instead: see [`ColumnChoice::Lost`]. The layer that the source trains, with an activation between the factors, is
+/// [`LostLayer`](crate::layers::LostLayer).
 ///
 /// Source: J. Li et al., "LOST: low-rank and sparse pre-training for large language models", 2025.
 ///
@@ -208,20 +209,64 @@ impl State {
     }
 }
 
+/// The singular components whose columns LOST's initialization compares, `min(rank, min(out, in) - rank)` of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LostComponents {
+    /// Those after the low-rank part's.
+    #[default]
+    Following,
+    /// The last ones.
+    Last,
+}
+
+/// Where LOST starts, before both parts are mixed: $U \Sigma^{1/2}$ and $\Sigma^{1/2} V^T$ of rank `rank`, and the columns `kept` of the
+/// weight.
+pub(crate) struct LostStart {
+    pub(crate) u: Array2<f64>,
+    pub(crate) v: Array2<f64>,
+    pub(crate) columns: Array2<f64>,
+    pub(crate) kept: Vec<usize>,
+}
+
 /// LOST's published initialization.
-fn lost(w: &Array2<f64>, rank: usize, kept: usize, gamma: f64, run: &Run<'_>) -> Result<LowRankColumns> {
-    let svd = linalg::svd(w, run.threads())?;
-    let (full, n) = (svd.rank(), w.ncols());
-    let scores: Vec<f64> = (0..n)
-        .map(|j| (rank..full.min(2 * rank)).map(|k| (svd.s[k] * svd.vt[[k, j]]).powi(2)).sum())
-        .collect();
-    let chosen = largest(&scores, kept);
+pub(crate) fn lost_start(
+    w: &Array2<f64>,
+    rank: usize,
+    kept: usize,
+    components: LostComponents,
+    threads: Threads,
+) -> Result<LostStart> {
+    check(w.dim(), rank, kept)?;
+    let svd = linalg::svd(w, threads)?;
+    let full = svd.rank();
+    let count = rank.min(full - rank);
+    let range = match components {
+        LostComponents::Following => rank..rank + count,
+        LostComponents::Last => full - count..full,
+    };
+    let score = |j: usize| range.clone().map(|k| (svd.s[k] * svd.vt[[k, j]]).powi(2)).sum();
+    let scores: Vec<f64> = (0..w.ncols()).map(score).collect();
+    let kept = largest(&scores, kept);
     let (u, v) = svd.split_sqrt(rank);
-    let columns = w.select(Axis(1), &chosen) * (1.0 - gamma);
-    Ok(LowRankColumns {
-        low_rank: LowRank::from_arrays(run.storage(), &(u * gamma), &v),
-        columns: ColumnSparse::from_columns(run.storage(), n, &columns, &chosen),
-    })
+    Ok(LostStart { u, v, columns: w.select(Axis(1), &kept), kept })
+}
+
+/// Refuses a rank or a number of columns that a matrix does not have.
+fn check((m, n): (usize, usize), rank: usize, kept: usize) -> Result<()> {
+    if rank == 0 || rank > m.min(n) {
+        return Err(Error::parameter("rank", rank, format!("1 to {}", m.min(n))));
+    }
+    if kept == 0 || kept > n {
+        return Err(Error::parameter("kept", kept, format!("1 to {n}")));
+    }
+    Ok(())
+}
+
+fn check_gamma(gamma: f64) -> Result<()> {
+    match (0.0..=1.0).contains(&gamma) {
+        true => Ok(()),
+        false => Err(Error::parameter("gamma", gamma, "0 to 1")),
+    }
 }
 
 impl Family for LowRankColumns {
@@ -244,10 +289,8 @@ impl Family for LowRankColumns {
             }
             (Some(other), _) => return Err(Error::parameter("method", other, "projection or lost")),
         };
-        if let ColumnChoice::Lost { gamma } = method
-            && !(0.0..=1.0).contains(&gamma)
-        {
-            return Err(Error::parameter("gamma", gamma, "0 to 1"));
+        if let ColumnChoice::Lost { gamma } = method {
+            check_gamma(gamma)?;
         }
         let size = |rank, kept| {
             request.size().factor(1, out, rank).factor(1, rank, inp).factor(1, out, kept).indices(kept)
@@ -271,16 +314,18 @@ impl Family for LowRankColumns {
         objective: &Objective<'_>,
         run: &Run<'_>,
     ) -> Result<Fit<Self>> {
-        let ((m, n), LowRankColumnsSpec { rank, kept, method }) = (w.dim(), *spec);
-        if rank == 0 || rank > m.min(n) {
-            return Err(Error::parameter("rank", rank, format!("1 to {}", m.min(n))));
-        }
-        if kept == 0 || kept > n {
-            return Err(Error::parameter("kept", kept, format!("1 to {n}")));
-        }
+        let LowRankColumnsSpec { rank, kept, method } = *spec;
         if let ColumnChoice::Lost { gamma } = method {
-            return Ok(Fit::local(lost(w, rank, kept, gamma, run)?, Vec::new()));
+            check_gamma(gamma)?;
+            let start = lost_start(w, rank, kept, LostComponents::Following, run.threads())?;
+            let columns = start.columns * (1.0 - gamma);
+            let matrix = Self {
+                low_rank: LowRank::from_arrays(run.storage(), &(start.u * gamma), &start.v),
+                columns: ColumnSparse::from_columns(run.storage(), w.ncols(), &columns, &start.kept),
+            };
+            return Ok(Fit::local(matrix, Vec::new()));
         }
+        check(w.dim(), rank, kept)?;
         let stop = Stop { sweeps: 10, tolerance: 1e-6 };
         let improve = |state: State, objective: &Objective<'_>| {
             let (energy, scale) = (state.energy(w, objective, run), objective.energy(w));

@@ -29,7 +29,7 @@ pub use block_grid::{
 };
 pub use butterfly::{Butterfly, ButterflySpec};
 pub use column_sparse::{ColumnSparse, ColumnSparseSpec};
-pub use cur::{Cur, CurMetric, CurSelection, CurSpec, break_even_rank};
+pub use cur::{Cur, CurMetric, CurSelection, CurSpec, break_even_rank, energy_rank};
 mod spectral;
 mod toeplitz;
 
@@ -40,8 +40,9 @@ pub use dense::{Dense, DenseSpec};
 pub use fourier::{Fourier, FourierSpec, FourierTransform};
 pub use kronecker::{Kronecker, KroneckerSpec};
 pub use low_rank::{LowRank, LowRankForm, LowRankSpec};
-pub use low_rank_columns::{ColumnChoice, LowRankColumns, LowRankColumnsSpec};
 pub use remapped_low_rank::{RemappedLowRank, RemappedLowRankSpec};
+pub(crate) use low_rank_columns::lost_start;
+pub use low_rank_columns::{ColumnChoice, LostComponents, LowRankColumns, LowRankColumnsSpec};
 pub use sparse::{Sparse, SparsePattern, SparseSpec};
 pub use sparse_low_rank::{SparseLowRank, SparseLowRankMethod, SparseLowRankSpec};
 pub use tensor_train::{TensorTrain, TensorTrainSpec};

@@ -6,7 +6,7 @@ use crate::linalg::{self, Svd, SvdMethod, SvdOptions, matmul, matmul_nt, matmul_
 use crate::matrix::StructuredMatrix;
 use crate::projection::{Fit, Objective, Run, largest, select};
 use crate::storage::{Factor, Storage};
-use ndarray::{Array2, Axis};
+use ndarray::{Array2, Axis, s};
 
 /// Rounds of choosing rows for columns and columns for rows at most.
 const ROUNDS: usize = 4;
@@ -89,14 +89,7 @@ pub(super) fn fit(
 }
 
 fn rank_of_energy(a: &Array2<f64>, energy: f64, run: &Run<'_>) -> Result<usize> {
-    let values = linalg::singular_values(a, run.threads())?;
-    let goal = energy * values.iter().map(|s| s * s).sum::<f64>();
-    let mut sum = 0.0;
-    let reached = values.iter().position(|s| {
-        sum += s * s;
-        sum >= goal
-    });
-    Ok(reached.map_or(values.len(), |k| k + 1).max(1))
+    Ok(super::rank::leading(&linalg::singular_values(a, run.threads())?, energy))
 }
 
 /// Choices of `rank` rows and columns: one, or those among which [`CurSelection::Auto`] picks. `metric` is what is to be explained, by
@@ -129,6 +122,10 @@ fn choose(
         CurSelection::Greedy => Ok(vec![greedy(w, metric, rank, run)?]),
         CurSelection::QDeim => Ok(vec![pivoted(&vectors()?)]),
         CurSelection::Deim => Ok(vec![interpolated(vectors()?)]),
+        CurSelection::Published | CurSelection::PublishedLater => {
+            let (svd, later) = (vectors()?, selection == CurSelection::PublishedLater);
+            both(newest_point(svd.u, later), newest_point(svd.vt.reversed_axes(), later))
+        }
         CurSelection::Leverage => {
             let svd = vectors()?;
             both(largest(&energies(&svd.u), rank), largest(&energies(&svd.vt.reversed_axes()), rank))
@@ -158,6 +155,43 @@ fn draw(weights: &[f64], count: usize, stream: u64, run: &Run<'_>) -> Vec<usize>
 /// Discrete empirical interpolation points of the columns of `a`: Gaussian elimination with partial pivoting, whose residuals
 /// vanish at all earlier points.
 fn interpolate(mut a: Array2<f64>) -> Vec<usize> {
+    points(&mut a, eliminate)
+}
+
+/// Takes column `k` from the columns after it so that these become zero at row `p`.
+fn eliminate(a: &mut Array2<f64>, k: usize, p: usize) {
+    let pivot = a.row(p).to_owned();
+    if pivot[k] != 0.0 {
+        for mut row in a.outer_iter_mut() {
+            let factor = row[k] / pivot[k];
+            (k + 1..pivot.len()).for_each(|l| row[l] -= factor * pivot[l]);
+        }
+    }
+}
+
+/// The points of the published codes. With the values `v` of the vectors up to the newest one at its point, all later vectors lose
+/// `A v / |v|²`, times their own value at the point in the first version and once in the later one.
+fn newest_point(mut a: Array2<f64>, later: bool) -> Vec<usize> {
+    points(&mut a, |a, k, p| {
+        let values = a.row(p).to_owned();
+        let norm = values.slice(s![..=k]).dot(&values.slice(s![..=k]));
+        // As published: nothing to take from a zero, or a bound.
+        let norm = if later { norm.max(1e-12) } else { norm };
+        if norm == 0.0 {
+            return;
+        }
+        let taken = a.slice(s![.., ..=k]).dot(&values.slice(s![..=k])) / norm;
+        for (mut row, taken) in a.outer_iter_mut().zip(&taken) {
+            for l in k + 1..values.len() {
+                row[l] -= if later { *taken } else { taken * values[l] };
+            }
+        }
+    })
+}
+
+/// The largest entry of each column in turn, at rows not taken before; after each, `eliminate(a, column, row)` prepares the columns after
+/// it.
+fn points(a: &mut Array2<f64>, eliminate: impl Fn(&mut Array2<f64>, usize, usize)) -> Vec<usize> {
     let (m, r) = a.dim();
     let mut points = Vec::with_capacity(r);
     let mut used = vec![false; m];
@@ -169,13 +203,7 @@ fn interpolate(mut a: Array2<f64>) -> Vec<usize> {
         };
         used[p] = true;
         points.push(p);
-        let pivot = a.row(p).to_owned();
-        if pivot[k] != 0.0 {
-            for mut row in a.outer_iter_mut() {
-                let factor = row[k] / pivot[k];
-                (k + 1..r).for_each(|l| row[l] -= factor * pivot[l]);
-            }
-        }
+        eliminate(a, k, p);
     }
     points
 }
@@ -249,4 +277,62 @@ fn build(
     let list = |list: &[usize]| list.iter().map(|&i| i as u32).collect();
     let (u, r) = (u.map(Factor::packed_forward), factor(&r).packed_forward());
     Ok(Cur { c: c.packed_forward(), u, r, rows: list(&choice.rows), cols: list(&choice.cols) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linalg::testing::gaussian;
+
+    #[test]
+    fn curing_interpolation_leaves_nothing_at_earlier_points() {
+        let vectors = linalg::qr(&gaussian(40, 12, 1)).q;
+        let mut residuals = vectors.clone();
+        let points = points(&mut residuals, eliminate);
+        assert_eq!(points, interpolate(vectors.clone()));
+        for k in 1..12 {
+            let earlier = &points[..k];
+            assert!(earlier.iter().all(|&p| residuals[[p, k]].abs() < 1e-12));
+            // What is left is the error of interpolating vector k at the points before by the vectors before, and the next point its
+            // largest.
+            let (basis, target) = (vectors.slice(s![.., ..k]), vectors.slice(s![.., k..k + 1]));
+            let c = linalg::lstsq(&basis.select(Axis(0), earlier), &target.select(Axis(0), earlier)).unwrap();
+            let error = &target - &basis.dot(&c);
+            let far = &error.column(0) - &residuals.column(k);
+            assert!(far.iter().all(|v| v.abs() < 1e-12));
+            let largest = error.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+            assert!((error[[points[k], 0]].abs() - largest).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn curing_published_updates_are_zero_at_the_newest_point_only_or_nowhere() {
+        let vectors = linalg::qr(&gaussian(40, 12, 1)).q;
+        for later in [false, true] {
+            let mut a = vectors.clone();
+            let chosen = newest_point(vectors.clone(), later);
+            let mut sorted = chosen.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            assert_eq!(sorted.len(), 12);
+            // Both steps in a row by hand.
+            let (mut newest, mut earlier) = (0.0f64, 0.0f64);
+            for k in 0..11 {
+                let values = a.row(chosen[k]).slice(s![..=k]).to_owned();
+                let combination = a.slice(s![.., ..=k]).dot(&values) / values.dot(&values);
+                for l in k + 1..12 {
+                    let at = if later { 1.0 } else { a[[chosen[k], l]] };
+                    a.column_mut(l).scaled_add(-at, &combination);
+                }
+                newest = newest.max(a[[chosen[k], k + 1]].abs());
+                chosen[..k].iter().for_each(|&p| earlier = earlier.max(a[[p, k + 1]].abs()));
+                // The next point is the largest entry of the next column that is not taken yet.
+                let open = (0..40).filter(|i| !chosen[..=k].contains(i));
+                let best = open.max_by(|&i, &j| a[[i, k + 1]].abs().total_cmp(&a[[j, k + 1]].abs())).unwrap();
+                assert_eq!(best, chosen[k + 1]);
+            }
+            assert!(earlier > 0.01, "{earlier}");
+            assert_eq!(newest < 1e-12, !later, "{newest}");
+        }
+    }
 }

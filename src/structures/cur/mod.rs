@@ -1,6 +1,9 @@
 //! CUR decompositions: actual columns and rows of the weight, and a small link between them.
 
 mod fit;
+mod rank;
+
+pub use rank::{break_even_rank, energy_rank};
 
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
@@ -26,9 +29,35 @@ use std::str::FromStr;
 /// With activations $S = C^{1/2}$ the link is $U = C^+ (W S)(R S)^+$, for the plain choice of columns and rows and for one that
 /// sees the activations; the better is kept, so the error is never above that of the plain projection.
 ///
+/// Healing: the source trains the link alone, `C` and `R` frozen, `k²` numbers a layer. The gradient of the link is the third of
+/// [`Apply::vjp`](crate::Apply::vjp)'s factors, after those of `C` and `R`; [`with_link`](Self::with_link) puts the next link in and
+/// leaves both as they are, bit by bit:
+///
+/// ```
+/// use structmat::prelude::*;
+/// use structmat::ndarray::Array2;
+/// # fn main() -> structmat::Result<()> {
+/// let w = Array2::from_shape_fn((6, 8), |(i, j)| ((3 * i + 5 * j) % 7) as f64 - 3.0);
+/// let x = Array2::from_shape_fn((20, 8), |(b, j)| ((b * b + 3 * j) % 5) as f64 - 2.0);
+/// let spec = CurSpec { rank: 2, ..Default::default() };
+/// let options = Options { storage: Storage::F64, ..Default::default() };
+/// let mut cur = Cur::project(&w, &spec, &Objective::Frobenius, &options)?.matrix;
+/// let mut exec = Exec::new();
+/// let residual = |cur: &Cur| Ok::<_, structmat::Error>(cur.matmul(&x)? - x.dot(&w.t()));
+/// let before = residual(&cur)?.mapv(|v| v * v).sum();
+/// for _ in 0..20 {
+///     let gradient = &cur.factor_gradients(&x, &residual(&cur)?, &mut exec)?[2];
+///     let (_, link, _) = cur.factors();
+///     let link = link.unwrap().numbers::<f64>() - gradient * 1e-7;
+///     cur = cur.with_link(Factor::from_blocks(Storage::F64, (2, 2), &[link.remove_axis(structmat::ndarray::Axis(0))]))?;
+/// }
+/// assert!(residual(&cur)?.mapv(|v| v * v).sum() < before);
+/// # Ok(()) }
+/// ```
+///
 /// Source: D. Sorensen and M. Embree, "A DEIM induced CUR factorization", 2016; Z. Drmač and S. Gugercin, "A new selection
 /// operator for the discrete empirical interpolation method", 2016; A. Farahat et al., "An efficient greedy method for
-/// unsupervised feature selection", 2011; S. Park and A. Nguyen, "CURing large models: compression via CUR decomposition", 2025.
+/// unsupervised feature selection", 2011; S. Park and S.-M. Moon, "CURing large models: compression via CUR decomposition", 2025.
 ///
 /// ```
 /// use structmat::prelude::*;
@@ -68,6 +97,13 @@ pub enum CurSelection {
     Magnitude,
     /// Drawn uniformly.
     Random,
+    /// CURing's selection in the code of the paper: as [`Deim`](Self::Deim), but a vector loses only what the newest point asks for, by
+    /// the minimum-norm combination of all vectors before it, so that its residual is zero there and not at the points before. To compare
+    /// with.
+    Published,
+    /// CURing's selection in the later code, which in addition takes that combination from every vector alike, whatever its value at the
+    /// point: residuals are zero nowhere in particular. To compare with.
+    PublishedLater,
 }
 
 impl FromStr for CurSelection {
@@ -81,8 +117,11 @@ impl FromStr for CurSelection {
             "leverage" => Self::Leverage,
             "magnitude" => Self::Magnitude,
             "random" => Self::Random,
+            "published" => Self::Published,
+            "published_later" => Self::PublishedLater,
             _ => {
-                let expected = "auto, greedy, qdeim, deim, leverage, magnitude or random";
+                let expected =
+                    "auto, greedy, qdeim, deim, leverage, magnitude, random, published or published_later";
                 return Err(Error::parameter("selection", text, expected));
             }
         })
@@ -138,15 +177,6 @@ impl Default for CurSpec {
     }
 }
 
-/// The largest rank at which `C U R` has fewer parameters than a dense `out x in` matrix; 0 when there is none.
-pub fn break_even_rank(out: usize, inp: usize) -> usize {
-    let (m, n) = (out as u128, inp as u128);
-    let root = ((m * m + 6 * m * n + n * n).isqrt() - (m + n)) / 2;
-    let pays = |r: u128| r * (m + n) + r * r < m * n;
-    let rank = if pays(root) { root } else { root.saturating_sub(1) };
-    rank as usize
-}
-
 impl Cur {
     /// From `c` (out x k), a link `u` (k x k; `None` when `c` holds the product) and `r` (k x in), with the rows and columns of
     /// the weight that they are.
@@ -159,6 +189,23 @@ impl Cur {
             parts = parts.factor("u", u);
         }
         Self::from_parts(parts.index("rows", rows).index("cols", cols))
+    }
+
+    /// The same columns and rows, in the storage that they have, with another link (k x k).
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a fused matrix, which has no link of its own, [`Error::Shape`] for a link of another shape.
+    pub fn with_link(&self, link: Factor) -> Result<Self> {
+        let k = self.rank();
+        if self.u.is_none() {
+            let what = "a fused matrix has no link to replace; project without `fused`".to_owned();
+            return Err(Error::Unsupported { structure: Self::NAME.to_owned(), what });
+        }
+        if link.shape() != (1, k, k) {
+            let (blocks, rows, cols) = link.shape();
+            return Err(Error::shape("link", &[1, k, k], &[blocks, rows, cols]));
+        }
+        Ok(Self { u: Some(link.packed_forward()), ..self.clone() })
     }
 
     /// Number of rows and columns.
@@ -246,7 +293,10 @@ impl Family for Cur {
     const PARAMETERS: &'static [(&'static str, &'static str)] = &[
         ("rank", "number of rows and columns"),
         ("energy", "fewer where the singular values hold this fraction of the energy"),
-        ("selection", "`auto` (default), `greedy`, `qdeim`, `deim`, `leverage`, `magnitude` or `random`"),
+        (
+            "selection",
+            "`auto` (default), `greedy`, `qdeim`, `deim`, `leverage`, `magnitude`, `random`, `published` or `published_later`",
+        ),
         ("metric", "`weight`, `abs_wanda`, `wanda` or `cov`; the better of `weight` and `cov` by default"),
         ("fused", "`true` stores C U as one factor"),
     ];
