@@ -96,6 +96,7 @@ pub const FAMILIES: &[Entry] = &[
     Entry::of::<ColumnSparse>(),
     Entry::of::<SparseLowRank>(),
     Entry::of::<LowRankColumns>(),
+    Entry::of::<SharedBlocks>(),
 ];
 
 /// The family called `name`.

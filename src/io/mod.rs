@@ -48,6 +48,7 @@ mod writer;
 
 pub use checkpoint::Checkpoint;
 pub use sharded::Sharded;
+pub(crate) use source::weight;
 pub use source::{Source, open};
 pub use staged::Staged;
 pub use writer::Writer;
@@ -61,3 +62,5 @@ const VERSION_KEY: &str = "structmat.version";
 const VERSION: &str = "1";
 /// Prefix of the metadata keys that hold records.
 const RECORD_PREFIX: &str = "structmat.tensor.";
+/// Prefix of the metadata keys that hold settings of what is no matrix.
+const SETTINGS_PREFIX: &str = "structmat.settings.";

@@ -3,7 +3,10 @@
 mod linear;
 mod rational;
 mod ssm_lora;
+mod tied_ffn;
 
+pub use crate::activation::Activation;
 pub use linear::{Linear, LinearVjp};
 pub use rational::{Denominator, GroupRational};
 pub use ssm_lora::SsmLora;
+pub use tied_ffn::{TiedFfn, TiedFfnVjp};
