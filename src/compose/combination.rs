@@ -21,9 +21,9 @@ use std::sync::Arc;
 /// use structmat::ndarray::array;
 /// let a: Arc<dyn StructuredMatrix> = Arc::new(Dense::new(&array![[1.0f32, 2.0]])?);
 /// let b: Arc<dyn StructuredMatrix> = Arc::new(Dense::new(&array![[10.0f32, 20.0]])?);
-/// let c = Factor::from_matrix(Storage::F64, &array![[2.0, 0.1]]);
+/// let c = Factor::from_matrix(Storage::F64, &array![[2.0, 0.5]]);
 /// let w = Combination::new(c, vec![a.clone(), b.clone()])?;
-/// assert_eq!(w.matvec(&array![1.0f32, 1.0])?, array![9.0]);
+/// assert_eq!(w.matvec(&array![1.0f32, 1.0])?, array![21.0]);
 /// # Ok::<(), structmat::Error>(())
 /// ```
 #[derive(Debug, Clone)]

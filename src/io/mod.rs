@@ -11,6 +11,8 @@
 //! | int4 | codes `U8`, two per byte, low nibble first, offset 8; scales as for int8 |
 //! | index lists | `U32` |
 //!
+//! What is no matrix, such as a layer with an activation, has its settings as JSON under `structmat.settings.NAME`.
+//!
 //! A model may lie in one file ([`Checkpoint`]) or in several with an index ([`Sharded`]); [`Source`] is either, and [`open`] finds out which.
 //!
 //! Files are memory-mapped and untrusted: headers, names, shapes, lengths and indices are checked before anything is allocated.

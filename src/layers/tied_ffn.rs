@@ -34,9 +34,9 @@ pub struct TiedFfnVjp<T> {
 /// ```
 /// use structmat::prelude::*;
 /// use structmat::layers::{Activation, TiedFfn};
-/// use structmat::ndarray::{Array1, array};
+/// use structmat::ndarray::array;
 /// let w = Dense::new(&array![[1.0f32, 0.0], [0.0, -1.0], [1.0, 1.0]])?;
-/// let block = TiedFfn::new(Box::new(w), None::<&Array1<f32>>, Activation::Relu, Some(&array![0.5, 0.0]))?;
+/// let block = TiedFfn::new(Box::new(w), None, Activation::Relu, Some(&array![0.5f32, 0.0]))?;
 /// assert_eq!(block.forward(&array![[1.0f32, 2.0]])?, array![[4.5, 3.0]]);
 /// # Ok::<(), structmat::Error>(())
 /// ```

@@ -49,6 +49,7 @@ impl SharedAtoms {
             return Err(Error::shape("coefficients", &[members, atoms.len()], coefficients.shape()));
         }
         check_finite("coefficients", &coefficients)?;
+        let coefficients = coefficients.as_standard_layout().into_owned();
         Ok(Self { atoms: atoms.into_iter().map(Arc::from).collect(), coefficients })
     }
 

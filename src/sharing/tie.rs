@@ -105,19 +105,42 @@ pub fn tie_transpose<T: Scalar>(
     if b.dim() != (n, h) {
         return Err(Error::shape("second weight", &[n, h], b.shape()));
     }
+    objective.check(h, n)?;
     let mut b = b.t().as_standard_layout().into_owned();
-    let moments = match objective {
-        TieObjective::Frobenius => None,
-        TieObjective::SameSide { first, second } => Some((*first, *second, n)),
-        TieObjective::Inputs { first, second } => Some((*first, *second, h)),
-    };
-    if let Some((first, second, side)) = moments {
-        for (gram, len) in [(first, n), (second, side)] {
-            if gram.in_features() != len {
-                return Err(Error::shape("Gram matrix", &[len, len], gram.second_moment().shape()));
-            }
+    let (order, scales) = align(&a, &b, between, objective)?;
+    b = b.select(Axis(0), &order);
+    for (i, d) in scales.iter().enumerate() {
+        a.row_mut(i).mapv_inplace(|v| v * d);
+        b.row_mut(i).mapv_inplace(|v| v / d);
+    }
+    let seen = Seen::new(objective, &order, &scales);
+    let weight = seen.solve(&a, &b)?;
+    let relative_error =
+        ratio(seen.energy(&(&a - &weight), &(&b - &weight)).sqrt(), seen.energy(&a, &b).sqrt());
+    Ok(Tied { weight, scales, order, relative_error })
+}
+
+impl TieObjective<'_> {
+    fn check(&self, h: usize, n: usize) -> Result<()> {
+        let (first, second, side) = match self {
+            TieObjective::Frobenius => return Ok(()),
+            TieObjective::SameSide { first, second } => (first, second, n),
+            TieObjective::Inputs { first, second } => (first, second, h),
+        };
+        match [(first, n), (second, side)].into_iter().find(|(gram, len)| gram.in_features() != *len) {
+            None => Ok(()),
+            Some((gram, len)) => Err(Error::shape("Gram matrix", &[len, len], gram.second_moment().shape())),
         }
     }
+}
+
+/// The row of `b` for each row of `a`, and the scales of both.
+fn align(
+    a: &Array2<f64>,
+    b: &Array2<f64>,
+    between: Between,
+    objective: &TieObjective<'_>,
+) -> Result<(Vec<usize>, Vec<f64>)> {
     // Inner products of what remains once W is solved for.
     let left = match objective {
         TieObjective::SameSide { first, second } => {
@@ -131,81 +154,74 @@ pub fn tie_transpose<T: Scalar>(
         let seen = seen(w);
         w.outer_iter().zip(seen.outer_iter()).map(|(a, b)| a.dot(&b).max(0.0).sqrt()).collect()
     };
-    let (length_a, length_b) = (lengths(&a), lengths(&b));
-    let order: Vec<usize> = match between {
-        Between::Activation(_) => (0..h).collect(),
+    let (length_a, length_b, h) = (lengths(a), lengths(b), a.nrows());
+    let (order, free) = match between {
+        Between::Activation(f) => ((0..h).collect(), f.is_homogeneous()),
         Between::Stage => {
-            let products = matmul_nt(&seen(&a), &b, Threads::ONE);
+            let products = matmul_nt(&seen(a), b, Threads::ONE);
             let cost = Array2::from_shape_fn((h, h), |(i, j)| length_a[i] * length_b[j] - products[[i, j]]);
-            linalg::assignment(&cost)?
+            (linalg::assignment(&cost)?, true)
         }
-    };
-    b = b.select(Axis(0), &order);
-    let free = match between {
-        Between::Activation(f) => f.is_homogeneous(),
-        Between::Stage => true,
     };
     let scale = |i: usize| match (length_b[order[i]] / length_a[i]).sqrt() {
         d if free && d.is_normal() => d,
         _ => 1.0,
     };
-    let scales: Vec<f64> = (0..h).map(scale).collect();
-    for (i, d) in scales.iter().enumerate() {
-        a.row_mut(i).mapv_inplace(|v| v * d);
-        b.row_mut(i).mapv_inplace(|v| v / d);
+    let scales = (0..h).map(scale).collect();
+    Ok((order, scales))
+}
+
+/// What errors of `a` and `b`, both `hidden x in`, are measured with.
+enum Seen<'a> {
+    Plain,
+    /// Both from the right.
+    Same(&'a Array2<f64>, &'a Array2<f64>),
+    /// The first from the right, the second from the left.
+    Inputs(&'a Array2<f64>, Array2<f64>),
+}
+
+impl<'a> Seen<'a> {
+    /// The moment of hidden units is ordered and scaled as they are.
+    fn new(objective: &TieObjective<'a>, order: &[usize], scales: &[f64]) -> Self {
+        match objective {
+            TieObjective::Frobenius => Seen::Plain,
+            TieObjective::SameSide { first, second } => {
+                Seen::Same(first.second_moment(), second.second_moment())
+            }
+            TieObjective::Inputs { first, second } => {
+                let c = second.second_moment();
+                let scaled = |(i, j): (usize, usize)| scales[i] * scales[j] * c[[order[i], order[j]]];
+                Seen::Inputs(first.second_moment(), Array2::from_shape_fn(c.dim(), scaled))
+            }
+        }
     }
-    let mean = (&a + &b) * 0.5;
-    let hidden = |c: &Array2<f64>| {
-        let place = |i: usize| (order[i], scales[i]);
-        Array2::from_shape_fn((h, h), |(i, j)| {
-            let ((p, d), (q, e)) = (place(i), place(j));
-            d * e * c[[p, q]]
+
+    /// What both are multiplied by.
+    fn weigh(&self, a: &Array2<f64>, b: &Array2<f64>) -> (Array2<f64>, Array2<f64>) {
+        let product = |a: &Array2<f64>, b: &Array2<f64>| matmul(a, b, Threads::ONE);
+        match self {
+            Seen::Plain => (a.clone(), b.clone()),
+            Seen::Same(c1, c2) => (product(a, c1), product(b, c2)),
+            Seen::Inputs(c1, c2) => (product(a, c1), product(c2, b)),
+        }
+    }
+
+    fn energy(&self, a: &Array2<f64>, b: &Array2<f64>) -> f64 {
+        let (seen_a, seen_b) = self.weigh(a, b);
+        ((a * &seen_a).sum() + (b * &seen_b).sum()).max(0.0)
+    }
+
+    /// Least squares, from the mean, which is kept where nothing is seen.
+    fn solve(&self, a: &Array2<f64>, b: &Array2<f64>) -> Result<Array2<f64>> {
+        let mean = (a + b) * 0.5;
+        let (left_a, left_b) = self.weigh(&(a - &mean), &(b - &mean));
+        let right = left_a + left_b;
+        Ok(match self {
+            Seen::Plain => mean,
+            Seen::Same(c1, c2) => mean + SpdSolver::new(&(*c1 + *c2), RIDGE)?.solve_right(&right),
+            Seen::Inputs(c1, c2) => mean + sylvester(c2, c1, &right)?,
         })
-    };
-    let moment = match objective {
-        TieObjective::Inputs { second, .. } => Some(hidden(second.second_moment())),
-        _ => None,
-    };
-    let (energy_a, energy_b): (Energy<'_>, Energy<'_>) = match objective {
-        TieObjective::Frobenius => (Box::new(square), Box::new(square)),
-        TieObjective::SameSide { first, second } => (Box::new(right(first)), Box::new(right(second))),
-        TieObjective::Inputs { first, .. } => {
-            let moment = moment.clone().unwrap_or_default();
-            let below = move |e: &Array2<f64>| inner(e, &matmul(&moment, e, Threads::ONE));
-            (Box::new(right(first)), Box::new(below))
-        }
-    };
-    let weight = match objective {
-        TieObjective::Frobenius => mean,
-        TieObjective::SameSide { first, second } => {
-            let [c1, c2] = [first, second].map(|gram| gram.second_moment());
-            let moments = matmul(&(&a - &mean), c1, Threads::ONE) + matmul(&(&b - &mean), c2, Threads::ONE);
-            mean + SpdSolver::new(&(c1 + c2), RIDGE)?.solve_right(&moments)
-        }
-        TieObjective::Inputs { first, .. } => {
-            let c2 = moment.unwrap_or_default();
-            let right = matmul(&(&a - &mean), first.second_moment(), Threads::ONE)
-                + matmul(&c2, &(&b - &mean), Threads::ONE);
-            mean + sylvester(&c2, first.second_moment(), &right)?
-        }
-    };
-    let error = energy_a(&(&a - &weight)) + energy_b(&(&b - &weight));
-    let relative_error = ratio(error.max(0.0).sqrt(), (energy_a(&a) + energy_b(&b)).max(0.0).sqrt());
-    Ok(Tied { weight, scales, order, relative_error })
-}
-
-type Energy<'a> = Box<dyn Fn(&Array2<f64>) -> f64 + 'a>;
-
-fn square(e: &Array2<f64>) -> f64 {
-    inner(e, e)
-}
-
-fn right<'a>(gram: &'a Gram) -> impl Fn(&Array2<f64>) -> f64 + 'a {
-    move |e| inner(e, &matmul(e, gram.second_moment(), Threads::ONE))
-}
-
-fn inner(a: &Array2<f64>, b: &Array2<f64>) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
+    }
 }
 
 /// $C_1 (C_1 + C_2)^{-1} C_2$.

@@ -103,6 +103,11 @@ impl Heads {
         if matches.first.len() != self.count {
             return Err(Error::parameter("heads of the match", matches.first.len(), self.count.to_string()));
         }
+        let first = |h: usize| matches.first.get(h).copied();
+        if let Some(h) = (0..self.count).find(|&h| first(h).and_then(first) != first(h)) {
+            let received = format!("{:?} for head {h}", matches.first[h]);
+            return Err(Error::parameter("first", received, "a head that is kept itself"));
+        }
         let (size, mut output) = (self.size(), self.output.clone());
         let [mut query, mut key, mut value] = [self.query.clone(), self.key.clone(), self.value.clone()];
         for (h, &first) in matches.first.iter().enumerate() {
