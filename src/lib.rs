@@ -29,6 +29,7 @@
 //! - [`storage`]: `f64` to `int4`, for every factor of every family.
 //! - [`adapters`]: LoRA and its kin: read, multiplied beside a frozen base, merged.
 //! - [`training`]: low rank while training.
+//! - [`sharing`]: weights shared between matrices: dictionaries, experts, heads, tied transposes.
 //! - [`layers`]: a linear layer. [`models`]: transformers made of them. [`io`]: safetensors files.
 //! - [`linalg`]: the decompositions behind the projections, in `f64`.
 //!
@@ -37,6 +38,7 @@
 //! multiplied as `f32` or `f64`, the type of $X$. Nothing public panics on data or shapes; nothing uses a thread unless asked to.
 #![deny(unsafe_code)]
 
+mod activation;
 mod adam;
 pub mod adapters;
 pub mod allocation;
@@ -59,6 +61,7 @@ pub mod projection;
 mod random;
 pub mod registry;
 pub mod scalar;
+pub mod sharing;
 pub mod storage;
 pub mod structures;
 pub mod training;

@@ -97,6 +97,7 @@ pub const FAMILIES: &[Entry] = &[
     Entry::of::<SparseLowRank>(),
     Entry::of::<LowRankColumns>(),
     Entry::of::<RemappedLowRank>(),
+    Entry::of::<SharedBlocks>(),
 ];
 
 /// The family called `name`.

@@ -14,7 +14,7 @@ const SHAPES: [(usize, usize); 8] =
     [(16, 16), (12, 30), (30, 12), (1, 17), (17, 1), (13, 29), (23, 19), (1, 1)];
 
 /// Forms and sizes of families, beside the member that a budget gives.
-const REQUESTS: [(&str, &str); 34] = [
+const REQUESTS: [(&str, &str); 36] = [
     ("low_rank", "form=usv rank=3"),
     ("low_rank", "rank=1"),
     ("block_diagonal", "blocks=3"),
@@ -49,6 +49,8 @@ const REQUESTS: [(&str, &str); 34] = [
     ("sparse", "nnz=1"),
     ("sparse_low_rank", "rank=2 nnz=7"),
     ("low_rank_columns", "rank=2 kept=3"),
+    ("shared_blocks", "blocks=3 distinct=2"),
+    ("shared_blocks", "blocks=1 distinct=1"),
 ];
 
 /// Members of every family, of all forms, at every shape.

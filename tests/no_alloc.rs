@@ -8,6 +8,7 @@ use std::cell::Cell;
 use structmat::Scalar;
 use structmat::adapters::{Adapter, methods, several};
 use structmat::layers::{Linear, LostLayer, LostSpec};
+use structmat::layers::{Activation, Linear, TiedFfn};
 use structmat::ndarray::{Array1, Array2};
 use structmat::prelude::*;
 use structmat::registry::FAMILIES;
@@ -87,6 +88,17 @@ fn layers_do_not_allocate_after_the_first_call() {
     let layer = LostLayer::init(&gaussian_of::<f32>(20, 30, 2), &spec, &Options::default()).unwrap();
     layer.forward_into(&x, &mut y, &mut exec).unwrap();
     assert_eq!(allocations(|| layer.forward_into(&x, &mut y, &mut exec).unwrap()), 0);
+    for activation in [Activation::Gelu, Activation::Tanh] {
+        let weight = member(structmat::registry::family("monarch").unwrap(), (48, 30), Storage::F32, 1);
+        let layer = TiedFfn::new(weight, Some(&Array1::<f32>::ones(48)), activation, None).unwrap();
+        let (mut y, mut strided) = (Array2::zeros((5, 30)), Array2::zeros((30, 5)));
+        let mut all = || {
+            layer.forward_into(&x, &mut y, &mut exec).unwrap();
+            layer.forward_into(&x, &mut strided.view_mut().reversed_axes(), &mut exec).unwrap();
+        };
+        all();
+        assert_eq!(allocations(all), 0, "{activation:?}");
+    }
 }
 
 #[test]

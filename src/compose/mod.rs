@@ -3,6 +3,7 @@
 //! | type | matrix |
 //! |---|---|
 //! | [`Sum`] | $A_1 + A_2 + \dots$ |
+//! | [`Combination`] | $c_1 A_1 + c_2 A_2 + \dots$, of terms that may be shared |
 //! | [`Product`] | $A_1 A_2 \cdots$ |
 //! | [`Scaled`] | $\mathrm{diag}(l)\, A\, \mathrm{diag}(r)$ |
 //! | [`Permuted`] | $W_{ij} = A_{\rho(i)\,\gamma(j)}$ |
@@ -12,6 +13,7 @@
 //!
 //! Sub-matrices are boxed, so anything nests in anything; products reuse one scratch for all levels.
 
+mod combination;
 mod direct_sum;
 mod identity;
 mod permuted;
@@ -20,6 +22,7 @@ mod scaled;
 mod sum;
 mod transposed;
 
+pub use combination::Combination;
 pub use direct_sum::DirectSum;
 pub use identity::Identity;
 pub use permuted::Permuted;
@@ -39,6 +42,7 @@ type LoadFn = fn(Parts<'static>) -> Result<Boxed>;
 /// The combinators by name: one line each.
 const COMBINATORS: &[(&str, LoadFn)] = &[
     (Sum::NAME, |parts| Ok(Box::new(Sum::from_parts(parts)?))),
+    (Combination::NAME, |parts| Ok(Box::new(Combination::from_parts(parts)?))),
     (Product::NAME, |parts| Ok(Box::new(Product::from_parts(parts)?))),
     (Scaled::NAME, |parts| Ok(Box::new(Scaled::from_parts(parts)?))),
     (Permuted::NAME, |parts| Ok(Box::new(Permuted::from_parts(parts)?))),

@@ -1,5 +1,5 @@
 use super::record::{Record, Tensor, decode, tensor_names};
-use super::{RECORD_PREFIX, VERSION, VERSION_KEY, header};
+use super::{RECORD_PREFIX, SETTINGS_PREFIX, VERSION, VERSION_KEY, header};
 use crate::error::{Error, Result};
 use crate::kernels::map_file;
 use crate::matrix::StructuredMatrix;
@@ -11,6 +11,7 @@ use memmap2::Mmap;
 use ndarray::{Array2, ArrayD, IxDyn};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, SafeTensors, TensorInfo};
+use serde::de::DeserializeOwned;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -131,6 +132,23 @@ impl Checkpoint {
             .get(name)
             .ok_or_else(|| self.unknown("structured matrix", name, self.structured()))?;
         decode(name, record, 0, &|name| self.raw(name)).map_err(|e| self.bad(format!("`{name}`: {e}")))
+    }
+
+    /// The settings that [`Writer::settings`](super::Writer::settings) has stored under `name`.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] when there are none, [`Error::File`] when they are not of this type.
+    pub fn settings<C: DeserializeOwned>(&self, name: &str) -> Result<C> {
+        let all = || self.header.metadata().iter().flatten();
+        let key = format!("{SETTINGS_PREFIX}{name}");
+        let Some((_, text)) = all().find(|(other, _)| **other == key) else {
+            return Err(self.unknown(
+                "settings",
+                name,
+                all().filter_map(|(key, _)| key.strip_prefix(SETTINGS_PREFIX)),
+            ));
+        };
+        serde_json::from_str(text).map_err(|e| self.bad(format!("settings of `{name}`: {e}")))
     }
 
     /// An ordinary tensor of F64, F32, F16 or BF16 numbers, as it is.

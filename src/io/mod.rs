@@ -11,6 +11,8 @@
 //! | int4 | codes `U8`, two per byte, low nibble first, offset 8; scales as for int8 |
 //! | index lists | `U32` |
 //!
+//! What is no matrix, such as a layer with an activation, has its settings as JSON under `structmat.settings.NAME`.
+//!
 //! A model may lie in one file ([`Checkpoint`]) or in several with an index ([`Sharded`]); [`Source`] is either, and [`open`] finds out which.
 //!
 //! Files are memory-mapped and untrusted: headers, names, shapes, lengths and indices are checked before anything is allocated.
@@ -48,6 +50,7 @@ mod writer;
 
 pub use checkpoint::Checkpoint;
 pub use sharded::Sharded;
+pub(crate) use source::weight;
 pub use source::{Source, open};
 pub use staged::Staged;
 pub use writer::Writer;
@@ -61,3 +64,5 @@ const VERSION_KEY: &str = "structmat.version";
 const VERSION: &str = "1";
 /// Prefix of the metadata keys that hold records.
 const RECORD_PREFIX: &str = "structmat.tensor.";
+/// Prefix of the metadata keys that hold settings of what is no matrix.
+const SETTINGS_PREFIX: &str = "structmat.settings.";

@@ -1,5 +1,7 @@
 use super::{Checkpoint, Sharded};
 use crate::error::{Error, Result};
+use crate::matrix::StructuredMatrix;
+use crate::structures::Dense;
 use std::fmt::Debug;
 use std::path::Path;
 use std::sync::Arc;
@@ -51,6 +53,19 @@ impl Source for Checkpoint {
         let there = self.shape(name).is_some() || self.structured_shape(name).is_some();
         Ok(there.then_some(self))
     }
+}
+
+/// The matrix `name`, structured or dense.
+///
+/// # Errors
+/// [`Error::Unknown`] when there is none, [`Error::File`] for a malformed one, and those of [`Source::find`].
+pub(crate) fn weight(source: &dyn Source, name: &str) -> Result<Box<dyn StructuredMatrix>> {
+    let file = source.need(name)?;
+    Ok(match file.structured_shape(name) {
+        Some(_) => file.load(name)?,
+        None if file.is_f64(name) => Box::new(Dense::new(&file.matrix::<f64>(name)?)?),
+        None => Box::new(Dense::new(&file.matrix::<f32>(name)?)?),
+    })
 }
 
 /// Opens a model: a safetensors file, an index (`.json`) of several, or a folder with `model.safetensors` or

@@ -1,5 +1,5 @@
 use super::record::{Tensor, encode};
-use super::{Checkpoint, RECORD_PREFIX, Staged, VERSION, VERSION_KEY};
+use super::{Checkpoint, RECORD_PREFIX, SETTINGS_PREFIX, Staged, VERSION, VERSION_KEY};
 use crate::error::{Error, Result};
 use crate::matrix::StructuredMatrix;
 use crate::parts::Parts;
@@ -8,7 +8,9 @@ use crate::storage::{Data, Factor, Storage};
 use ndarray::{ArrayRef, Dimension};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
+use serde::Serialize;
 use std::borrow::Cow;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -61,6 +63,31 @@ impl<'a> Writer<'a> {
         let bytes = Cow::Owned(bytemuck::cast_slice(&values).to_vec());
         self.tensors.insert(name.to_owned(), Tensor { dtype, shape: array.shape().to_vec(), bytes });
         Ok(())
+    }
+
+    /// Adds an ordinary tensor, as narrow as it can be without rounding.
+    pub(crate) fn exact<D: Dimension>(&mut self, name: &str, array: &ArrayRef<f64, D>) -> Result<()> {
+        match array.iter().all(|v| f64::from(*v as f32) == *v) {
+            true => self.array(name, &array.mapv(|v| v as f32)),
+            false => self.array(name, array),
+        }
+    }
+
+    /// Adds the settings of whatever is stored under `name`: JSON in the file's metadata, under `structmat.settings.NAME`.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when settings of that name are there already, [`Error::Record`] when they do not serialize.
+    pub fn settings(&mut self, name: &str, settings: &impl Serialize) -> Result<()> {
+        let text = serde_json::to_string(settings).map_err(|e| Error::record(name, e.to_string()))?;
+        match self.metadata.entry(format!("{SETTINGS_PREFIX}{name}")) {
+            Entry::Occupied(_) => {
+                Err(Error::parameter("settings", name, "a name that is not in the file already"))
+            }
+            Entry::Vacant(free) => {
+                free.insert(text);
+                Ok(())
+            }
+        }
     }
 
     /// Adds an ordinary tensor of numbers rounded to `storage`: `f64`, `f32`, `bf16` or `f16`.

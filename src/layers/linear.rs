@@ -1,11 +1,10 @@
 use crate::error::{Error, Result};
 use crate::exec::Exec;
 use crate::gradient::Vjp;
-use crate::io::{Source, Writer};
+use crate::io::{self, Source, Writer};
 use crate::matrix::{Apply, StructuredMatrix, Update};
 use crate::projection::{Family, Objective, Options, Projected, Report};
 use crate::scalar::Scalar;
-use crate::structures::Dense;
 use ndarray::{Array1, Array2, Array3, ArrayRef1, ArrayRef2, Axis, Ix1};
 
 /// Gradients of a [`Linear`] layer, from [`Linear::vjp`].
@@ -38,6 +37,20 @@ pub struct LinearVjp<T> {
 pub struct Linear {
     weight: Box<dyn StructuredMatrix>,
     bias: Option<Array1<f64>>,
+}
+
+/// The bias `name` of `len` entries, where it is there.
+///
+/// # Errors
+/// [`Error::Shape`] for one of another length, and those of [`Source::find`].
+pub(super) fn load_bias(source: &dyn Source, name: &str, len: usize) -> Result<Option<Array1<f64>>> {
+    let Some(file) = source.find(name)? else { return Ok(None) };
+    let array = file.array::<f64>(name)?;
+    let wrong = Error::shape("bias", &[len], array.shape());
+    match array.into_dimensionality::<Ix1>() {
+        Ok(bias) if bias.len() == len => Ok(Some(bias)),
+        _ => Err(wrong),
+    }
 }
 
 impl Linear {
@@ -77,20 +90,8 @@ impl Linear {
     /// another length, and those of [`Source::find`].
     pub fn load(source: &dyn Source, name: &str) -> Result<Self> {
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
-        let file = source.need(&weight)?;
-        let weight: Box<dyn StructuredMatrix> = match file.structured_shape(&weight) {
-            Some(_) => file.load(&weight)?,
-            None if file.is_f64(&weight) => Box::new(Dense::new(&file.matrix::<f64>(&weight)?)?),
-            None => Box::new(Dense::new(&file.matrix::<f32>(&weight)?)?),
-        };
-        let bias: Option<Array1<f64>> = match source.find(&bias)? {
-            None => None,
-            Some(file) => {
-                let array = file.array::<f64>(&bias)?;
-                let wrong = Error::shape("bias", &[weight.shape().0], array.shape());
-                Some(array.into_dimensionality::<Ix1>().map_err(|_| wrong)?)
-            }
-        };
+        let weight = io::weight(source, &weight)?;
+        let bias = load_bias(source, &bias, weight.shape().0)?;
         Self::new(weight, bias.as_deref())
     }
 
@@ -108,14 +109,9 @@ impl Linear {
     /// Those of [`Writer::structured`].
     pub fn save(&self, writer: &mut Writer<'_>, name: &str) -> Result<()> {
         writer.structured(&format!("{name}.weight"), self.weight.as_ref())?;
-        let name = format!("{name}.bias");
         match &self.bias {
             None => Ok(()),
-            // As narrow as it can be without rounding.
-            Some(bias) if bias.iter().all(|v| f64::from(*v as f32) == *v) => {
-                writer.array(&name, &bias.mapv(|v| v as f32))
-            }
-            Some(bias) => writer.array(&name, bias),
+            Some(bias) => writer.exact(&format!("{name}.bias"), bias),
         }
     }
 

@@ -66,7 +66,7 @@ mod config;
 mod hidden;
 mod model;
 mod norm;
-mod pointwise;
+pub(crate) mod pointwise;
 mod site;
 mod tape;
 mod tokens;

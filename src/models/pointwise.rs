@@ -29,10 +29,10 @@ pub(super) fn over_rows(
 }
 
 /// `y = activation(y)`, or `y = activation(gate) * y`.
-pub(super) struct Activate<'a> {
-    pub(super) activation: Activation,
-    pub(super) gate: Option<&'a [f32]>,
-    pub(super) y: &'a mut [f32],
+pub(crate) struct Activate<'a> {
+    pub(crate) activation: Activation,
+    pub(crate) gate: Option<&'a [f32]>,
+    pub(crate) y: &'a mut [f32],
 }
 
 impl Kernel<f32> for Activate<'_> {
@@ -284,7 +284,7 @@ fn erf(x: f32) -> f32 {
 }
 
 /// Runs a kernel at the level of a policy.
-pub(super) fn run(policy: Policy, kernel: impl Kernel<f32, Output = ()>) {
+pub(crate) fn run(policy: Policy, kernel: impl Kernel<f32, Output = ()>) {
     f32::dispatch(policy.level, kernel)
 }
 

@@ -4,6 +4,7 @@
 //! [`Spec`](Family::Spec) with the family's own parameters, an [`Objective`], [`Options`]; a matrix and a [`Report`] back.
 //! The fit itself is in the family's file; what several families need is here.
 
+mod clusters;
 mod conjugate;
 mod descent;
 mod gram;
@@ -15,6 +16,7 @@ mod rounding;
 mod run;
 mod selection;
 
+pub(crate) use clusters::{join_pairs, numbered, ward};
 pub(crate) use conjugate::least_squares;
 pub(crate) use descent::{Descent, Stop, descend};
 pub use gram::Gram;
@@ -236,7 +238,7 @@ fn fit_rounded<F: Family>(
 }
 
 /// A finite, non-empty copy in `f64`, in standard layout.
-fn check_weight<T: Scalar>(w: &ArrayRef2<T>) -> Result<Array2<f64>> {
+pub(crate) fn check_weight<T: Scalar>(w: &ArrayRef2<T>) -> Result<Array2<f64>> {
     let (m, n) = w.dim();
     if m == 0 || n == 0 || m > MAX_FEATURES || n > MAX_FEATURES {
         return Err(Error::shape(

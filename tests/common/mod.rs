@@ -3,7 +3,7 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use structmat::compose::{DirectSum, Identity, Permuted, Product, Scaled, Sum, Transposed};
+use structmat::compose::{Combination, DirectSum, Identity, Permuted, Product, Scaled, Sum, Transposed};
 use structmat::ndarray::{Array2, ArrayRef2};
 use structmat::prelude::*;
 use structmat::registry::{self, Entry};
@@ -75,6 +75,8 @@ pub fn combinators(storage: Storage) -> Vec<Boxed> {
     let diagonal = |len, seed| Factor::from_matrix(storage, &gaussian(1, len, seed));
     let rotate = |len: u32| (0..len).map(|i| (i + 3) % len).collect::<Vec<_>>();
     let sum = Sum::new(vec![low_rank(20, 33, 1), dense(20, 33, 2), low_rank(20, 33, 3)]).unwrap();
+    let shared = vec![low_rank(20, 33, 17).into(), dense(20, 33, 18).into()];
+    let combination = Combination::new(diagonal(2, 19), shared).unwrap();
     let product = Product::new(vec![dense(20, 11, 4), low_rank(11, 40, 5), dense(40, 33, 6)]).unwrap();
     let scaled = Scaled::new(Some(diagonal(20, 7)), low_rank(20, 33, 8), Some(diagonal(33, 9))).unwrap();
     let left = Scaled::new(Some(diagonal(20, 7)), low_rank(20, 33, 8), None).unwrap();
@@ -88,6 +90,7 @@ pub fn combinators(storage: Storage) -> Vec<Boxed> {
     let reflection = Sum::new(vec![Box::new(Identity::new(20).unwrap()), low_rank(20, 20, 16)]).unwrap();
     vec![
         Box::new(sum),
+        Box::new(combination),
         Box::new(product),
         Box::new(scaled),
         Box::new(left),

@@ -55,6 +55,7 @@ mod tokens;
 mod wave_ft;
 mod wavelets;
 
+pub use crate::activation::Activation;
 pub use bat::Bat;
 pub use boft::boft;
 pub use c3a::c3a;
@@ -74,7 +75,7 @@ pub(crate) use lora::low_rank;
 pub use lora::{lora, scaled_lora};
 pub use miss::miss;
 pub use oft::{Rotation, oft, skew};
-pub use peanut::{Activation, Peanut};
+pub use peanut::Peanut;
 pub use phm::phm;
 pub use qr_lora::{qr_basis, qr_lora};
 pub use road::{RoadVariant, road};

@@ -1,71 +1,10 @@
 use super::{expect, low_rank};
+use crate::activation::Activation;
 use crate::adapters::{Adapter, Edit, check_base};
 use crate::error::{Error, Result};
 use crate::matrix::{Apply, StructuredMatrix};
 use crate::storage::{Factor, Storage};
 use ndarray::Array2;
-use std::str::FromStr;
-
-/// The activation of [`Peanut`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `max(x, 0)`.
-    Relu,
-    /// `x Φ(x)`, with the normal distribution.
-    Gelu,
-    /// `x / (1 + exp(-x))`.
-    Silu,
-    /// The hyperbolic tangent.
-    Tanh,
-    /// `1 / (1 + exp(-x))`.
-    Sigmoid,
-}
-
-impl FromStr for Activation {
-    type Err = Error;
-    fn from_str(name: &str) -> Result<Self> {
-        Ok(match name {
-            "relu" => Activation::Relu,
-            "gelu" => Activation::Gelu,
-            "silu" | "swish" => Activation::Silu,
-            "tanh" => Activation::Tanh,
-            "sigmoid" => Activation::Sigmoid,
-            _ => {
-                let expected = "relu, gelu, silu, tanh, sigmoid".to_owned();
-                return Err(Error::Unknown { kind: "activation", name: name.to_owned(), expected });
-            }
-        })
-    }
-}
-
-impl Activation {
-    /// Its value at `x`.
-    pub fn at(self, x: f64) -> f64 {
-        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-        match self {
-            Activation::Relu if x.is_nan() => x,
-            Activation::Relu => x.max(0.0),
-            Activation::Gelu => 0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2)),
-            Activation::Silu => x * sigmoid(x),
-            Activation::Tanh => x.tanh(),
-            Activation::Sigmoid => sigmoid(x),
-        }
-    }
-}
-
-/// The error function, to 1e-14: its series, whose terms are all positive after `exp(-x²)` is taken out.
-fn erf(x: f64) -> f64 {
-    if x.abs() > 6.0 || x.is_nan() {
-        return if x.is_nan() { x } else { x.signum() };
-    }
-    let (mut term, mut sum, mut k) = (x, x, 0.0);
-    while term.abs() > 1e-17 * sum.abs() {
-        k += 1.0;
-        term *= 2.0 * x * x / (2.0 * k + 1.0);
-        sum += term;
-    }
-    sum * (-x * x).exp() * std::f64::consts::FRAC_2_SQRT_PI
-}
 
 /// PEANuT: a small network on the columns of `W` makes the change: $H = f(W^T A^T)$, encoders $H ← f(H E_i^T)$, decoders $H ← f(H D_i^T)$ plus
 /// what the mirrored encoder received, and $D = s B H^T$.
