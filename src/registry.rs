@@ -83,6 +83,7 @@ pub const FAMILIES: &[Entry] = &[
     Entry::of::<BlockLowRank>(),
     Entry::of::<Monarch>(),
     Entry::of::<Blast>(),
+    Entry::of::<Gblr>(),
     Entry::of::<Circulant>(),
     Entry::of::<CirculantDiagonal>(),
     Entry::of::<BlockCirculant>(),

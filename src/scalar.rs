@@ -2,7 +2,7 @@
 
 use crate::kernels::{
     GridProduct, Kernel, Level, Mix, PanelProduct, RowScaling, SparseProduct, Spectrum, SpectrumCache,
-    TransformPass,
+    TransformPass, WindowProduct,
 };
 use crate::linalg::{Real, Threads};
 use crate::matrix::{Operands, StructuredMatrix};
@@ -40,6 +40,9 @@ pub trait Scalar:
     /// A product with a sparse matrix whose values a factor holds; likewise.
     #[doc(hidden)]
     fn sparse(factor: &Factor, product: SparseProduct<'_, Self>);
+    /// A product with a matrix of windows whose numbers a factor holds; likewise.
+    #[doc(hidden)]
+    fn windows(factor: &Factor, product: WindowProduct<'_, Self>);
     /// A transform of a real row; likewise.
     #[doc(hidden)]
     fn transform(level: Level, pass: TransformPass<'_, Self>);
@@ -83,6 +86,9 @@ macro_rules! scalar {
             }
             fn sparse(factor: &Factor, product: SparseProduct<'_, Self>) {
                 factor.sparse(product);
+            }
+            fn windows(factor: &Factor, product: WindowProduct<'_, Self>) {
+                factor.windows(product);
             }
             fn transform(level: Level, pass: TransformPass<'_, Self>) {
                 pass.run(level);

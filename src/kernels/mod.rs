@@ -42,8 +42,8 @@ pub use mix::Mix;
 pub(crate) use mix::mix;
 pub(crate) use packing::{Lanes, Packing, SLACK};
 #[doc(hidden)]
-pub use sparse::{Pattern, SparseProduct};
-pub(crate) use sparse::{multiply_sparse, sparse_scratch_len};
+pub use sparse::{Pattern, SparseProduct, WindowProduct, Windows};
+pub(crate) use sparse::{multiply_sparse, multiply_windows, sparse_scratch_len};
 pub(crate) use spectral::{BlockTransform, Convolution, Layout, Transform, plane};
 #[doc(hidden)]
 pub use spectral::{GridProduct, SpectrumGrid, TransformPass};

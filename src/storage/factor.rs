@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::exec::Policy;
 use crate::kernels::{
     self, AlignedVec, Lanes, Mix, Packing, PanelMap, PanelProduct, RowScaling, Rows, RowsMut, SLACK,
-    SparseProduct,
+    SparseProduct, WindowProduct,
 };
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
@@ -504,5 +504,14 @@ impl Factor {
 
     pub(crate) fn sparse<T: Scalar>(&self, product: SparseProduct<'_, T>) {
         with_source!(self, source => kernels::multiply_sparse(source, product));
+    }
+
+    /// `Y (+)= X Aᵀ` or `Y (+)= X A` for the matrix `A` of windows whose numbers these are (one block of one row).
+    pub(crate) fn multiply_windows<T: Scalar>(&self, product: WindowProduct<'_, T>) {
+        T::windows(self, product);
+    }
+
+    pub(crate) fn windows<T: Scalar>(&self, product: WindowProduct<'_, T>) {
+        with_source!(self, source => kernels::multiply_windows(source, product));
     }
 }

@@ -4,8 +4,11 @@ mod pattern;
 mod rows;
 mod tiles;
 mod values;
+mod windows;
 
 pub use pattern::Pattern;
+pub(crate) use windows::multiply_windows;
+pub use windows::{WindowProduct, Windows};
 
 use self::pattern::{Columns, Index};
 use self::rows::{Gather, Scatter};

@@ -15,14 +15,14 @@ const MOST: usize = 4;
 
 /// Vectors of the next tile of `batch` rows that are left.
 #[inline(always)]
-fn vectors<T, S: Simd<T>>(_: S, batch: usize, inputs: usize) -> usize {
+pub(super) fn vectors<T, S: Simd<T>>(_: S, batch: usize, inputs: usize) -> usize {
     let fit = TILE_BYTES / (S::LANES * inputs * size_of::<T>()).max(1);
     batch.div_ceil(S::LANES).min(fit.clamp(1, MOST))
 }
 
 /// Vector `v` of each feature of a tile of `width` numbers by feature: batch rows `first..` of `x`, zero beyond its end.
 #[inline(always)]
-fn interleave<T: Scalar, S: Simd<T>>(
+pub(super) fn interleave<T: Scalar, S: Simd<T>>(
     simd: S,
     x: Rows<'_, T>,
     first: usize,
@@ -48,7 +48,7 @@ fn interleave<T: Scalar, S: Simd<T>>(
 
 /// Outputs `i..i + n` of batch rows `first..`, from one vector of batch rows for each output.
 #[inline(always)]
-fn write<T: Scalar, S: Simd<T>>(
+pub(super) fn write<T: Scalar, S: Simd<T>>(
     simd: S,
     y: &mut RowsMut<'_, T>,
     first: usize,
@@ -172,7 +172,7 @@ impl<T: Scalar, I: Index> Forward<'_, T, I> {
 }
 
 #[inline(always)]
-fn total<T, S: Simd<T>, const N: usize, const WAYS: usize>(
+pub(super) fn total<T, S: Simd<T>, const N: usize, const WAYS: usize>(
     simd: S,
     sums: &[[S::V; N]; WAYS],
     v: usize,
