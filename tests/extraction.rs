@@ -78,7 +78,9 @@ fn member(kind: Kind, size: usize, seed: u64) -> Array2<f64> {
         Kind::Bat => change(&Bat::new(SHAPE, &cube(m / size, size, size, seed)).unwrap(), &w),
         Kind::Loha => {
             let part = |k: u64| (gaussian(m, size, seed + k), gaussian(size, n, seed + k + 1));
+            // Magnitudes in the second product: where both change their signs, some planted products are not found.
             let ((a1, b1), (a2, b2)) = (part(0), part(2));
+            let (a2, b2) = (a2.mapv(|v| 0.5 * v.abs() + 0.2), b2.mapv(|v| 0.5 * v.abs() + 0.2));
             additive(methods::loha((&a1, &b1), (&a2, &b2), 1.0).unwrap())
         }
         Kind::Hira => {

@@ -32,11 +32,8 @@ impl Walk<'_> {
         product: &dyn Fn(&Array2<T>) -> Result<Array2<T>>,
     ) -> Result<ArrayD<T>> {
         let lines = self.lines(&images.shape()[2..], &kernel[2..])?;
-        let all = |mut lens: &mut dyn Iterator<Item = usize>| {
-            lens.try_fold(1usize, |all, len| all.checked_mul(len)).filter(|all| *all < 1 << 40)
-        };
-        let area = all(&mut lines.iter().map(|line| line.outputs));
-        let inputs = all(&mut kernel[1..].iter().copied());
+        let area = count(lines.iter().map(|line| line.outputs));
+        let inputs = count(kernel[1..].iter().copied());
         let (Some(area), Some(inputs)) = (area, inputs) else {
             let expected = "images and zeros that memory holds";
             return Err(Error::parameter("padding", format!("{:?}", self.padding), expected));
@@ -92,4 +89,9 @@ impl Walk<'_> {
         };
         (0..kernel.len()).map(line).collect()
     }
+}
+
+/// A product of lengths, as far as memory may hold as many numbers.
+fn count(mut lens: impl Iterator<Item = usize>) -> Option<usize> {
+    lens.try_fold(1usize, |all, len| all.checked_mul(len)).filter(|all| *all < 1 << 40)
 }

@@ -3,6 +3,7 @@
 
 mod table;
 
+#[allow(unused_imports)]
 pub use table::{median, table};
 
 use indicatif::{ProgressBar, ProgressStyle};

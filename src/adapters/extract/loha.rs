@@ -11,10 +11,8 @@ use ndarray::{Array2, ArrayRef2};
 const TRIAL: Stop = Stop { sweeps: 12, tolerance: 1e-6 };
 /// Sweeps of the best.
 const FINAL: Stop = Stop { sweeps: 400, tolerance: 1e-7 };
-/// Random starts beside the two that are made of the change.
-const RANDOM: u64 = 2;
-/// How far the second product of the start from LoRA is from all ones.
-const SPREAD: f64 = 0.1;
+/// How far the second products of the starts from LoRA are from all ones.
+const SPREADS: [f64; 2] = [0.1, 0.5];
 
 /// Both low-rank matrices.
 #[derive(Debug, Clone)]
@@ -63,19 +61,14 @@ fn nearest(delta: &ArrayRef2<f64>, rank: usize) -> Result<Descent<Pair>> {
     Ok(last)
 }
 
+/// Close to LoRA, and signs and magnitudes, with the square root of the magnitudes in either. Where one of the products has no change of sign
+/// these lead to a planted one; random starts do not.
 fn starts(delta: &ArrayRef2<f64>, rank: usize) -> Result<Vec<Pair>> {
-    // Signs and magnitudes, with the square root of the magnitudes in either.
     let root = delta.mapv(|v| v.abs().sqrt());
     let signs = delta.mapv(|v| v.signum() * v.abs().sqrt());
-    let mut starts = vec![
-        embedded(delta, rank, SPREAD)?,
-        Pair { first: low_rank(&signs, rank)?, second: low_rank(&root, rank)? },
-    ];
-    let (m, n) = delta.dim();
-    for seed in 0..RANDOM {
-        let mut gaussian = Gaussian::new(seed);
-        let mut part = || (gaussian.matrix(m, rank, 1.0), gaussian.matrix(rank, n, 1.0));
-        starts.push(Pair { first: part(), second: part() });
+    let mut starts = vec![Pair { first: low_rank(&signs, rank)?, second: low_rank(&root, rank)? }];
+    for spread in SPREADS {
+        starts.push(embedded(delta, rank, spread)?);
     }
     Ok(starts)
 }
@@ -83,7 +76,7 @@ fn starts(delta: &ArrayRef2<f64>, rank: usize) -> Result<Vec<Pair>> {
 /// LoRA of this rank times a matrix of ones, up to `spread`.
 fn embedded(delta: &ArrayRef2<f64>, rank: usize, spread: f64) -> Result<Pair> {
     let (m, n) = delta.dim();
-    let mut gaussian = Gaussian::new(RANDOM);
+    let mut gaussian = Gaussian::new(0);
     let (mut b, mut a) = (gaussian.matrix(m, rank, spread), gaussian.matrix(rank, n, spread));
     b.column_mut(0).fill(1.0);
     a.row_mut(0).fill(1.0);

@@ -72,9 +72,9 @@ pub enum Kind {
     Lokr,
     /// Bat of blocks of `size`. Needs the base.
     Bat,
-    /// LoHa of rank `size`.
+    /// LoHa of rank `size`: a local optimum.
     Loha,
-    /// HiRA of rank `size`. Needs the base.
+    /// HiRA of rank `size`: a local optimum. Needs the base.
     Hira,
 }
 
