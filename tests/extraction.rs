@@ -330,67 +330,67 @@ fn settings_and_tensors_are_called_as_the_reference_calls_them() {
     }
 }
 
-/// What the reference changed is found again, number by number where the numbers are unique.
+/// The change of a linear layer by one adapter of the reference, its base, and the size that its settings name.
+struct Known {
+    path: PathBuf,
+    w: Array2<f64>,
+    delta: Array2<f64>,
+    size: usize,
+}
+
+/// Folders of a tuner with this setting, and with these values of `init_weights` (of any where there are none).
+fn known(peft_type: &str, setting: &str, init: &[&str]) -> Vec<Known> {
+    let read = |path: PathBuf| {
+        let config = config(&path);
+        let wanted = init.is_empty() || init.iter().any(|name| config["init_weights"] == *name);
+        let file = Checkpoint::open(path.join("case.safetensors")).ok()?;
+        let matrix = |name: &str| file.array::<f64>(name).ok()?.into_dimensionality::<Ix2>().ok();
+        let (w, delta) = (matrix("base_weight")?, matrix("delta")?);
+        let size = config[setting].as_u64()? as usize;
+        (wanted && w.dim() == delta.dim()).then_some(Known { path, w, delta, size })
+    };
+    folders(peft_type).into_iter().filter_map(read).collect()
+}
+
+/// What the reference changed is found again, number by number.
 #[test]
 fn adapters_of_the_reference_are_found_again() {
     let mut met = 0;
-    for (kind, peft_type, setting) in [
-        (Kind::FourierFt, "FOURIERFT", "n_frequency"),
-        (Kind::C3a, "C3A", "block_size"),
-        (Kind::Miss, "MISS", "r"),
-        (Kind::Miss, "BONE", "r"),
-        (Kind::Bat, "MISS", "r"),
-        (Kind::Bat, "BONE", "r"),
-        (Kind::Hira, "HIRA", "r"),
-        (Kind::Lora, "LORA", "r"),
-        (Kind::Lokr, "LOKR", "decompose_factor"),
+    for (kind, peft_type, setting, init) in [
+        (Kind::FourierFt, "FOURIERFT", "n_frequency", &[][..]),
+        (Kind::C3a, "C3A", "block_size", &[]),
+        (Kind::Miss, "MISS", "r", &["mini"]),
+        (Kind::Bat, "MISS", "r", &["bat"]),
+        (Kind::Bat, "BONE", "r", &["bat"]),
+        (Kind::Hira, "HIRA", "r", &[]),
+        (Kind::Lokr, "LOKR", "decompose_factor", &[]),
     ] {
-        for path in folders(peft_type) {
-            let (config, file) = (config(&path), Checkpoint::open(path.join("case.safetensors")).unwrap());
-            let Ok(delta) = file.array::<f64>("delta").map(ArrayD::into_dimensionality::<Ix2>) else {
-                continue;
-            };
-            let (Ok(delta), Some(size)) = (delta, config[setting].as_u64()) else { continue };
-            let bat = config["init_weights"] == "bat";
-            let plain = config.get("use_dora").is_none_or(|dora| dora == false)
-                && config
-                    .get("rank_pattern")
-                    .is_none_or(|ranks| ranks.as_object().is_none_or(|map| map.is_empty()));
-            if bat != (kind == Kind::Bat)
-                || !plain
-                || size as usize > delta.nrows().min(delta.ncols()) && kind == Kind::Lora
-            {
-                continue;
-            }
-            let w = file.array::<f64>("base_weight").unwrap().into_dimensionality::<Ix2>().unwrap();
-            if w.dim() != delta.dim() {
-                continue;
-            }
-            let Ok(found) = extract_on(&w, &delta, kind, size as usize) else { continue };
-            if found.relative_error > 0.1 {
-                // Initialisations that edit the base, Kronecker factors of other sizes, tiled blocks.
-                continue;
-            }
+        for Known { path, w, delta, size } in known(peft_type, setting, init) {
+            let found = extract_on(&w, &delta, kind, size).unwrap();
             met += 1;
-            assert!(found.relative_error < 1e-5, "{}: {:e}", path.display(), found.relative_error);
+            let error = found.relative_error;
+            // Alternating least squares stop where they hardly gain.
+            let goal = if kind == Kind::Hira { 1e-3 } else { 1e-5 };
+            assert!(error < goal, "{}: {error:e}", path.display());
             let stored = Checkpoint::open(path.join("adapter_model.safetensors")).unwrap();
-            let own = stored
-                .tensors()
-                .find(|name| ["spectrum", "kernel", "block"].iter().any(|end| name.ends_with(end)));
-            if let Some(name) = own {
-                let theirs = stored.array::<f64>(name).unwrap();
-                let ours = &found.tensors[0].1;
-                assert_eq!(ours.shape(), theirs.shape(), "{}", path.display());
-                if kind == Kind::FourierFt {
-                    continue; // both places of a mirrored pair share a number
-                }
-                let flat = |a: &ArrayD<f64>| a.clone().into_shape_with_order((1, a.len())).unwrap();
-                assert!(difference(&flat(ours), &flat(&theirs)) < 1e-4, "{}", path.display());
+            let unique = |name: &&str| ["_kernel", "_block"].iter().any(|end| name.ends_with(end));
+            let Some(name) = stored.tensors().find(unique) else { continue };
+            let (ours, theirs) = (&found.tensors[0].1, stored.array::<f64>(name).unwrap());
+            if init == ["mini"] {
+                // The same block over and over.
+                let (ours, cols) = (ours.view().into_dimensionality::<Ix2>().unwrap(), theirs.shape()[1]);
+                let tiled = Array2::from_shape_fn(ours.dim(), |(i, j)| theirs[[i, j % cols]]);
+                assert!(difference(&ours, &tiled) < 1e-5, "{}", path.display());
+                continue;
             }
+            assert_eq!(ours.shape(), theirs.shape(), "{}", path.display());
+            let flat = |a: &ArrayD<f64>| a.clone().into_shape_with_order((1, a.len())).unwrap();
+            assert!(difference(&flat(ours), &flat(&theirs)) < 1e-4, "{}", path.display());
         }
     }
+    // FourierFT, C3A, MiSS and Bone are in the repository.
     println!("{met} adapters of the reference");
-    assert!(met >= 3, "{met}");
+    assert!(met >= 4, "{met}");
 }
 
 #[test]
