@@ -288,6 +288,25 @@ fn kronecker_factors_of_several_shapes_share_a_folder() {
     assert_eq!(config["r"], 12);
 }
 
+/// By the rule of LyCORIS, which PEFT follows: the factor where it divides, else the most balanced pair of which the smaller is no larger.
+#[test]
+fn kronecker_factors_have_the_sizes_that_the_reference_gives_them() {
+    for (len, factor, (one, two)) in [
+        (48, 8, (8, 6)),
+        (64, 8, (8, 8)),
+        (127, 8, (1, 127)),
+        (128, 8, (8, 16)),
+        (250, 16, (10, 25)),
+        (360, 7, (6, 60)),
+        (360, 100, (18, 20)),
+        (5, 5, (5, 1)),
+    ] {
+        let found = extract(&gaussian(len, 1, 1), Kind::Lokr, factor).unwrap();
+        let shapes = found.tensors.iter().map(|(_, tensor)| tensor.shape().to_vec());
+        assert_eq!(shapes.collect::<Vec<_>>(), [[one, 1], [two, 1]], "{len} {factor}");
+    }
+}
+
 /// Folders of the reference of one kind: in the repository, and in the whole set where it is.
 fn folders(peft_type: &str) -> Vec<PathBuf> {
     let home = Path::new(env!("CARGO_MANIFEST_DIR"));
