@@ -7,13 +7,16 @@
 //! ```
 
 mod cli;
+#[path = "cli/convolution.rs"]
+mod convolution;
 
 use clap::{Parser, Subcommand};
+use convolution::Walk;
 use globset::{GlobBuilder, GlobMatcher};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use structmat::adapters::extract::{Kind, extract};
+use structmat::adapters::extract::{Kind, extract_on};
 use structmat::adapters::peft::{self, Folder, Layout, Loaded};
 use structmat::adapters::{Adapter, Edit, several};
 use structmat::io::{Checkpoint, Source, Staged, Writer};
@@ -66,9 +69,18 @@ enum Action {
         /// The module.
         #[arg(long)]
         module: String,
-        /// File with the tensor `x`: rows of inputs, or row numbers of an embedding.
+        /// File with the tensor `x`: rows of inputs, row numbers of an embedding, or for a convolution images (batch x channels x ...) or patches.
         #[arg(long)]
         x: PathBuf,
+        /// Steps of a convolution, one for all axes or `2,1`.
+        #[arg(long, value_delimiter = ',', default_value = "1")]
+        stride: Vec<usize>,
+        /// Zeros before and behind each axis of its images.
+        #[arg(long, value_delimiter = ',', default_value = "0")]
+        padding: Vec<usize>,
+        /// Distances between the inputs that one output sees.
+        #[arg(long, value_delimiter = ',', default_value = "1")]
+        dilation: Vec<usize>,
         /// File to write.
         #[arg(long)]
         output: PathBuf,
@@ -80,13 +92,14 @@ enum Action {
         /// The tuned model.
         #[arg(long)]
         tuned: PathBuf,
-        /// lora, gralora, c3a or miss.
+        /// lora, lora_xs, gralora, c3a, miss, fourierft, diablo, lokr, bat, loha or hira.
         #[arg(long)]
         kind: Kind,
-        /// Rank; for c3a the size of a block.
+        /// Rank; for c3a and bat the size of a block, for fourierft the coefficients, for diablo the blocks, for lokr the rows and columns of the left
+        /// factor.
         #[arg(long)]
         rank: usize,
-        /// Folder to write.
+        /// Folder to write; for diablo, which PEFT does not read, a file with the structured matrices MODULE.delta.
         #[arg(long)]
         output: PathBuf,
     },
@@ -111,7 +124,10 @@ fn run(args: &Args) -> cli::Outcome {
     match &args.command {
         Action::Merge { output } => merge(base.as_ref(), &stack, output),
         Action::Delta { output } => delta(base.as_ref(), &stack, output),
-        Action::Apply { module, x, output } => apply(base.as_ref(), &stack, module, x, output),
+        Action::Apply { module, x, stride, padding, dilation, output } => {
+            let walk = Walk { stride, padding, dilation };
+            apply(base.as_ref(), &stack, module, x, &walk, output)
+        }
         Action::Info | Action::Extract { .. } => info(base.as_ref(), &stack),
     }
 }
@@ -283,15 +299,22 @@ fn delta(base: &dyn Source, stack: &Stack, output: &Path) -> cli::Outcome {
     Ok(writer.write(output)?)
 }
 
-fn apply(base: &dyn Source, stack: &Stack, module: &str, x: &Path, output: &Path) -> cli::Outcome {
+fn apply(
+    base: &dyn Source,
+    stack: &Stack,
+    module: &str,
+    x: &Path,
+    walk: &Walk<'_>,
+    output: &Path,
+) -> cli::Outcome {
     Staged::new(output, [])?;
     let bound = bind(base, stack, module)?;
     let bias = bound.edit.bias().apply(stack.bias(base, module)?.as_deref())?;
     let inputs = Checkpoint::open(x)?;
     let mut writer = Writer::new();
     match inputs.storage("x") {
-        Some(Storage::F64) => writer.array("y", &outputs::<f64>(&bound, bias, inputs.array("x")?)?)?,
-        Some(_) => writer.array("y", &outputs::<f32>(&bound, bias, inputs.array("x")?)?)?,
+        Some(Storage::F64) => writer.array("y", &outputs::<f64>(&bound, bias, inputs.array("x")?, walk)?)?,
+        Some(_) => writer.array("y", &outputs::<f32>(&bound, bias, inputs.array("x")?, walk)?)?,
         None => {
             let shape = inputs.shape("x").unwrap_or_default().to_vec();
             writer.array("y", &rows(&bound, &inputs.integers("x")?, shape)?)?;
@@ -300,26 +323,34 @@ fn apply(base: &dyn Source, stack: &Stack, module: &str, x: &Path, output: &Path
     Ok(writer.write(output)?)
 }
 
-fn outputs<T: Scalar>(bound: &Bound, bias: Option<Array1<f64>>, x: ArrayD<T>) -> Result<ArrayD<T>> {
-    let (m, n) = bound.layout.matrix_shape();
+fn outputs<T: Scalar>(
+    bound: &Bound,
+    bias: Option<Array1<f64>>,
+    x: ArrayD<T>,
+    walk: &Walk<'_>,
+) -> Result<ArrayD<T>> {
+    let ((m, n), kernel) = (bound.layout.matrix_shape(), bound.layout.tensor_shape());
+    let product = |x: &Array2<T>| -> Result<Array2<T>> {
+        let mut y = bound.edit.matmul(&bound.weight, x)?;
+        if let Some(bias) = &bias {
+            y += &bias.mapv(T::narrow);
+        }
+        Ok(y)
+    };
+    if kernel.len() > 2 && x.ndim() == kernel.len() && x.shape()[1] == kernel[1] {
+        return walk.convolve(&x, kernel, &product);
+    }
     let mut shape = x.shape().to_vec();
     if shape.last() != Some(&n) {
-        return Err(Error::shape(
-            "x (inputs along the last axis; patches, for a convolution)",
-            &[1, n],
-            &shape,
-        ));
+        let what = "x (inputs along the last axis; for a convolution images of its channels, or patches)";
+        return Err(Error::shape(what, &[1, n], &shape));
     }
     let wrong = |e: structmat::ndarray::ShapeError| Error::parameter("x", "a tensor", e.to_string());
     let x = x.clone().into_shape_with_order((x.len() / n.max(1), n)).map_err(wrong)?;
-    let mut y = bound.edit.matmul(&bound.weight, &x)?;
-    if let Some(bias) = bias {
-        y += &bias.mapv(T::narrow);
-    }
     if let Some(last) = shape.last_mut() {
         *last = m;
     }
-    y.into_shape_with_order(IxDyn(&shape)).map_err(wrong)
+    product(&x)?.into_shape_with_order(IxDyn(&shape)).map_err(wrong)
 }
 
 /// Rows of an adapted table: products of unit vectors with the transpose, a few at a time.
@@ -384,7 +415,7 @@ fn extracted(
     output: &Path,
 ) -> cli::Outcome {
     let tuned = structmat::io::open(tuned)?;
-    let (mut modules, mut table) = (Vec::new(), Vec::new());
+    let (mut modules, mut table, mut structured) = (Vec::new(), Vec::new(), Writer::new());
     for name in base.names()? {
         let Some(module) = name.strip_suffix(".weight").filter(|module| glob.is_match(module)) else {
             continue;
@@ -397,19 +428,27 @@ fn extracted(
         if old.dim() != new.dim() {
             return Err(Error::shape("tuned weight", old.shape(), new.shape()).into());
         }
-        let delta = new - old;
+        let delta = new - &old;
         if delta.iter().all(|v| *v == 0.0) {
             continue;
         }
-        let found = extract(&delta, kind, size)?;
+        let found = extract_on(&old, &delta, kind, size)?;
         let params = found.adapter.n_params().to_string();
         table.push(vec![module.to_owned(), params, format!("{:.3e}", found.relative_error)]);
+        if kind.peft_type().is_none() {
+            let edit = found.adapter.edit(&Dense::new(&old)?)?;
+            let change = edit.additive().ok_or(Error::NoConvergence("extraction"))?;
+            structured.structured(&format!("{module}.delta"), change)?;
+        }
         modules.push((module.to_owned(), found));
     }
     if modules.is_empty() {
         return Err(Error::parameter("tuned", "no matrix that differs", "a tuned copy of the base").into());
     }
-    peft::save(output, kind, size, &modules)?;
+    match kind.peft_type() {
+        Some(_) => peft::save(output, kind, size, &modules)?,
+        None => structured.write(output)?,
+    }
     print!("{}", cli::table(&["module", "parameters", "relative error"], &table));
     Ok(())
 }

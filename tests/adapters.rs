@@ -17,7 +17,7 @@ use structmat::adapters::rules::{
 use structmat::adapters::{Adapter, Edit, low_rank_chain, several};
 use structmat::io::{Checkpoint, Writer};
 use structmat::layers::{Denominator, GroupRational, SsmLora};
-use structmat::ndarray::{Array1, Array2, Array3, ArrayD, Ix1, s};
+use structmat::ndarray::{Array1, Array2, Array3, ArrayD, Axis, Ix1, s};
 use structmat::prelude::*;
 use structmat::{Error, Scalar};
 
@@ -571,30 +571,178 @@ fn edits_in_a_row_are_one_edit() {
     assert!(difference(&back, &base.to_dense_f64()) < 1e-9);
 }
 
+/// Edits of every form: beside the base, before it, behind it, all at once, and none.
+fn edits_of_all_forms(base: &Dense) -> Vec<Edit> {
+    let (m, n) = base.shape();
+    let lora = |seed| {
+        let (b, a) = (common::gaussian(m, 3, seed), common::gaussian(3, n, seed + 1));
+        methods::lora(&b, &a, 0.3).unwrap().edit(base).unwrap()
+    };
+    let turn = methods::hra((m, n), &common::gaussian(n, 2, 5), true).unwrap().into_edit();
+    let scales = common::gaussian(1, m, 6).into_raw_vec_and_offset().0;
+    let scaling = methods::scaling((m, n), Some(&scales), None).unwrap().edit(base).unwrap();
+    let all = turn.then(&scaling).unwrap().then(&lora(30)).unwrap();
+    vec![lora(10), lora(20), turn, scaling, all, Edit::of((m, n))]
+}
+
+/// Rows of `which`, one adapter at a time.
+fn row_by_row<T: Scalar>(base: &Dense, edits: &[&Edit], which: &[Option<usize>], x: &Array2<T>) -> Array2<T> {
+    let mut y = Array2::zeros((x.nrows(), base.shape().0));
+    for (i, which) in which.iter().enumerate() {
+        let row = x.slice(s![i..=i, ..]);
+        let row = match which {
+            Some(k) => edits[*k].matmul(base, &row).unwrap(),
+            None => base.matmul(&row).unwrap(),
+        };
+        y.slice_mut(s![i..=i, ..]).assign(&row);
+    }
+    y
+}
+
+fn check_rows<T: Scalar>(base: &Dense, edits: &[&Edit], which: &[Option<usize>], exec: &mut Exec<T>) {
+    let (m, n) = base.shape();
+    let x = common::gaussian_of::<T>(which.len(), n, 7);
+    let mut y = Array2::from_elem((which.len(), m), T::narrow(f64::NAN));
+    several::apply_rows(base, edits, which, &x, &mut y, exec).unwrap();
+    let expected = row_by_row(base, edits, which, &x).mapv(T::widen);
+    let tolerance = if size_of::<T>() == 4 { 1e-5 } else { 1e-13 };
+    for (i, row) in y.outer_iter().enumerate() {
+        let (row, expected) = (row.insert_axis(Axis(0)), expected.slice(s![i..=i, ..]).to_owned());
+        let error = difference(&row, &expected);
+        assert!(error < tolerance, "row {i} of {which:?}: {error:e}");
+    }
+    // Rows and columns of any strides.
+    let mut wide = Array2::zeros((which.len(), 2 * n));
+    wide.slice_mut(s![.., ..;2]).assign(&x);
+    let mut turned = Array2::zeros((m, which.len()));
+    let mut out = turned.view_mut().reversed_axes();
+    several::apply_rows(base, edits, which, &wide.slice(s![.., ..;2]), &mut out, exec).unwrap();
+    assert!(out == y, "{which:?}");
+    // The same bits on two threads.
+    let mut again = y.clone();
+    several::apply_rows(base, edits, which, &x, &mut again, &mut Exec::threads(2)).unwrap();
+    assert!(again == y, "{which:?}");
+}
+
 #[test]
 fn rows_of_a_batch_use_adapters_of_their_own() {
     let base = Dense::new(&common::gaussian(20, 33, 1)).unwrap();
-    let lora = |seed| {
-        let (b, a) = (common::gaussian(20, 3, seed), common::gaussian(3, 33, seed + 1));
-        methods::lora(&b, &a, 0.3).unwrap().edit(&base).unwrap()
-    };
-    let edits =
-        [lora(10), lora(20), methods::hra((20, 33), &common::gaussian(33, 2, 5), true).unwrap().into_edit()];
-    let which = [Some(1), None, Some(0), Some(2), Some(1), Some(1), None];
-    let x = common::gaussian(7, 33, 7);
+    let edits = edits_of_all_forms(&base);
     let edits: Vec<&Edit> = edits.iter().collect();
-    let mut y = Array2::from_elem((7, 20), f64::NAN);
-    several::apply_rows(&base, &edits, &which, &x, &mut y, &mut Exec::new()).unwrap();
-    for (i, which) in which.iter().enumerate() {
-        let row = x.slice(s![i..=i, ..]);
-        let expected = match which {
-            Some(k) => edits[*k].matmul(&base, &row).unwrap(),
-            None => base.matmul(&row).unwrap(),
-        };
-        assert!(difference(&y.slice(s![i..=i, ..]), &expected) < 1e-12, "{i}");
+    let (mut single, mut double) = (Exec::new(), Exec::new());
+    let mut check = |which: &[Option<usize>]| {
+        check_rows::<f32>(&base, &edits, which, &mut single);
+        check_rows::<f64>(&base, &edits, which, &mut double);
+    };
+    check(&[Some(1), None, Some(0), Some(2), Some(1), Some(1), None]);
+    check(&[]);
+    check(&[None; 5]);
+    for k in 0..edits.len() {
+        check(&[Some(k)]);
+        check(&[Some(k); 6]);
+        check(&[None, Some(k), None, Some(k), Some(k)]);
     }
-    let wrong = [Some(3); 7];
-    assert!(several::apply_rows(&base, &edits, &wrong, &x, &mut y, &mut Exec::new()).is_err());
+    // All together: in runs, in turns, and at random.
+    let own = |i: usize| (i % 7 < edits.len()).then_some(i % 7);
+    check(&(0..28).map(|i| own(i / 4)).collect::<Vec<_>>());
+    check(&(0..28).map(own).collect::<Vec<_>>());
+    check(&(0..40).map(|i| own(i * i * 31 + 5 * i)).collect::<Vec<_>>());
+    // More rows than are sorted at a time, the same edit on both sides of the border.
+    check(&(0..1030).map(|i| own(i / 3)).collect::<Vec<_>>());
+}
+
+#[test]
+fn rows_of_a_batch_are_refused_whole() {
+    let base = Dense::new(&common::gaussian(20, 33, 1)).unwrap();
+    let edits = edits_of_all_forms(&base);
+    let edits: Vec<&Edit> = edits.iter().collect();
+    let x = common::gaussian(3, 33, 7);
+    let before = Array2::from_elem((3, 20), 5.0);
+    let refused = |edits: &[&Edit], which: &[Option<usize>], x: &Array2<f64>, shape: (usize, usize)| {
+        let mut y = Array2::from_elem(shape, 5.0);
+        let error = several::apply_rows(&base, edits, which, x, &mut y, &mut Exec::new()).unwrap_err();
+        assert!(y.iter().all(|v| *v == 5.0));
+        error
+    };
+    let error = refused(&edits, &[Some(0), None, Some(6)], &x, before.dim());
+    assert!(matches!(error, Error::Parameter { .. }) && error.to_string().contains('6'), "{error}");
+    assert!(matches!(refused(&[], &[None, None, Some(0)], &x, before.dim()), Error::Parameter { .. }));
+    let shape = |error: Error| assert!(matches!(error, Error::Shape { .. }), "{error}");
+    shape(refused(&edits, &[None; 2], &x, before.dim()));
+    shape(refused(&edits, &[None; 3], &common::gaussian(3, 32, 7), before.dim()));
+    shape(refused(&edits, &[None; 3], &x, (3, 21)));
+    shape(refused(&edits, &[None; 3], &x, (2, 20)));
+    let other = Edit::of((20, 32));
+    shape(refused(&[&other], &[Some(0); 3], &x, before.dim()));
+}
+
+/// Where the numbers of every factor of a matrix lie.
+fn places(matrix: &dyn StructuredMatrix) -> Vec<*const f32> {
+    let parts = matrix.parts();
+    let place = |factor: &&Factor| match factor.data() {
+        structmat::storage::Data::F32(numbers) => Some(numbers.as_ptr()),
+        _ => None,
+    };
+    parts.all_factors().iter().filter_map(place).collect()
+}
+
+#[test]
+fn modules_share_the_projections_of_a_folder() {
+    let (r, n, m) = (16, 96, 80);
+    let folder = tempfile::tempdir().unwrap();
+    let shapes = |name: &str| match name {
+        "a" | "b" => Some(vec![m, n]),
+        "c" => Some(vec![m, n - 16]),
+        _ => None,
+    };
+    for saved in [true, false] {
+        let mut writer = Writer::new();
+        for (module, k) in ["a", "b", "c"].iter().zip(1..) {
+            let name = |part: &str| format!("base_model.model.{module}.vera_lambda_{part}");
+            writer.array(&name("b"), &(common::gaussian_of::<f32>(1, m, k).remove_axis(Axis(0)))).unwrap();
+            writer.array(&name("d"), &(common::gaussian_of::<f32>(1, r, k).remove_axis(Axis(0)))).unwrap();
+        }
+        if saved {
+            writer.array("base_model.vera_A", &common::gaussian_of::<f32>(r, n, 8)).unwrap();
+            writer.array("base_model.vera_B", &common::gaussian_of::<f32>(m, r, 9)).unwrap();
+        }
+        writer.write(folder.path().join("adapter_model.safetensors")).unwrap();
+        let config = r#"{"peft_type": "VERA", "r": 16, "projection_prng_key": 3}"#;
+        std::fs::write(folder.path().join("adapter_config.json"), config).unwrap();
+        let opened = Folder::open(folder.path()).unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|module| {
+            let (loaded, width) = (opened.load(module, &shapes).unwrap(), shapes(module).unwrap()[1]);
+            let edit = loaded.adapter.edit(&Dense::new(&Array2::<f32>::zeros((m, width))).unwrap()).unwrap();
+            // Binding shares too, and so does cloning.
+            places(edit.clone().additive().unwrap())
+        });
+        // Output scales of its own, then B, A (the scales between are double).
+        assert_eq!((a.len(), b.len(), c.len()), (3, 3, 3));
+        assert!(a[0] != b[0] && a[1..] == b[1..], "saved: {saved}");
+        // Fewer inputs: a part of A of its own, all of B.
+        assert!(c[1] == a[1] && c[2] != a[2], "saved: {saved}");
+    }
+}
+
+#[test]
+fn layers_share_the_factors_of_their_cores() {
+    let factor = |w: Array2<f64>| Factor::from_matrix(Storage::F32, &w);
+    let (b, a) = (common::gaussian(40, 5, 1), common::gaussian(5, 32, 2));
+    let pair = LowRank::new(factor(b.clone()), factor(a.clone())).unwrap();
+    let cores = [3, 4, 5].map(|seed| common::gaussian(5, 5, seed));
+    let layers = cores.each_ref().map(|core| methods::shared_core(&pair, core, 0.5).unwrap());
+    let single = |w: &Array2<f64>| w.mapv(|v| f64::from(v as f32));
+    for (layer, core) in layers.iter().zip(&cores) {
+        let expected = single(&b).dot(&(core * 0.5)).dot(&single(&a));
+        assert!(difference(&layer.matrix().to_dense_f64(), &expected) < 1e-6);
+        let plain = methods::core(&b, core, &a, 0.5).unwrap();
+        assert!(difference(&layer.matrix().to_dense_f64(), &plain.matrix().to_dense_f64()) < 1e-6);
+        assert_eq!((layer.n_params(), plain.n_params()), (25, 25));
+    }
+    let [first, second, _] = layers.each_ref().map(|layer| places(layer.matrix()));
+    assert!(first[0] == second[0] && first[1] != second[1] && first[2] == second[2]);
+    assert_eq!([first[0], first[2]], [places(&pair)[0], places(&pair)[1]]);
+    assert!(methods::shared_core(&pair, &Array2::zeros((5, 4)), 1.0).is_err());
 }
 
 #[test]
@@ -1069,14 +1217,19 @@ fn the_tool_merges_and_applies_what_the_reference_does() {
         }
         let listed = succeeds(folder.path(), &format!("{begin} info"));
         assert!(listed.contains(module), "{listed}");
-        if module != "conv" {
-            let apply = format!("{begin} apply --module {module} --x x.safetensors --output y.safetensors");
-            succeeds(folder.path(), &apply);
-            let y = open("y.safetensors").array::<f64>("y").unwrap();
-            let expected = data.array("y").unwrap();
-            assert_eq!(y.shape(), expected.shape(), "{case}");
-            assert!(difference(&flat(y), &flat(expected)) < 1e-5, "{case}");
-        }
+        let expected = data.array("y").unwrap();
+        let (x, kernel) = (data.shape("x").unwrap(), data.shape("base_weight").unwrap());
+        // Of convolutions with steps of 1, as the cases are.
+        let zeros: Vec<String> = (2..kernel.len())
+            .map(|axis| ((expected.shape()[axis] + kernel[axis] - 1 - x[axis]) / 2).to_string())
+            .collect();
+        let padding = if zeros.is_empty() { String::new() } else { format!("--padding {}", zeros.join(",")) };
+        let apply =
+            format!("{begin} apply --module {module} --x x.safetensors {padding} --output y.safetensors");
+        succeeds(folder.path(), &apply);
+        let y = open("y.safetensors").array::<f64>("y").unwrap();
+        assert_eq!(y.shape(), expected.shape(), "{case}");
+        assert!(difference(&flat(y), &flat(expected)) < 1e-5, "{case}");
     }
     assert!(run >= 5);
 }
@@ -1094,7 +1247,17 @@ fn the_tool_keeps_types_adds_adapters_and_finds_them_again() {
     write("base.safetensors", &w, Storage::F64);
     write("tuned.safetensors", &(&w + &b.dot(&a)), Storage::F64);
     write("half.safetensors", &w, Storage::Bf16);
-    for (kind, rank) in [("lora", 2), ("gralora", 4), ("c3a", 8), ("miss", 3)] {
+    let sizes = [
+        ("lora", 2),
+        ("gralora", 4),
+        ("c3a", 8),
+        ("miss", 3),
+        ("fourierft", 90),
+        ("lokr", 4),
+        ("bat", 4),
+        ("loha", 2),
+    ];
+    for (kind, rank) in sizes.into_iter().chain([("hira", 2), ("lora_xs", 4)]) {
         let args = format!(
             "--base base.safetensors extract --tuned tuned.safetensors --kind {kind} --rank {rank} --output {kind}"
         );
@@ -1118,6 +1281,15 @@ fn the_tool_keeps_types_adds_adapters_and_finds_them_again() {
         let inner: f64 = (&b.dot(&a) - &delta).iter().zip(&delta).map(|(r, d)| r * d).sum();
         assert!(inner.abs() < 1e-5 * common::norm(&delta).powi(2).max(1.0), "{kind}: {inner}");
     }
+    // One that PEFT has no folder for.
+    succeeds(
+        folder.path(),
+        "--base base.safetensors extract --tuned tuned.safetensors --kind diablo --rank 4 --output blocks.safetensors",
+    );
+    let blocks = Checkpoint::open(path("blocks.safetensors")).unwrap().load("up.delta").unwrap();
+    let inside = |(i, j): (usize, usize)| if i / 6 == j / 4 { b.dot(&a)[[i, j]] } else { 0.0 };
+    assert_eq!(blocks.name(), "block_diagonal");
+    assert!(difference(&blocks.to_dense_f64(), &Array2::from_shape_fn((24, 16), inside)) < 1e-6);
     succeeds(folder.path(), "--base half.safetensors --adapter lora merge --output merged.safetensors");
     let merged = Checkpoint::open(path("merged.safetensors")).unwrap();
     assert_eq!(merged.storage("up.weight"), Some(Storage::Bf16));
@@ -1148,6 +1320,73 @@ fn the_tool_keeps_types_adds_adapters_and_finds_them_again() {
         assert!(!output.status.success() && text.contains(word), "{args}: {text}");
     }
     assert!(!path("y.st").exists() && !path("none").exists());
+}
+
+/// Images through an adapted convolution, against loops.
+#[test]
+fn the_tool_convolves_images_with_steps_zeros_and_gaps() {
+    let (folder, kernel) = (tempfile::tempdir().unwrap(), [3, 2, 2, 3]);
+    let path = |name: &str| folder.path().join(name);
+    let cube = |shape: &[usize], seed| {
+        let all: usize = shape.iter().product();
+        common::gaussian(1, all, seed).into_shape_with_order(shape).unwrap()
+    };
+    let (w, bias, x) =
+        (cube(&kernel, 1), common::gaussian(1, 3, 2).remove_axis(Axis(0)), cube(&[2, 2, 7, 9], 3));
+    let (b, a) = (cube(&[3, 1, 1, 1], 4), cube(&[1, 2, 2, 3], 5));
+    let mut writer = Writer::new();
+    writer.array("conv.weight", &w).unwrap();
+    writer.array("conv.bias", &bias).unwrap();
+    writer.write(path("base.safetensors")).unwrap();
+    let mut writer = Writer::new();
+    writer.array("x", &x).unwrap();
+    writer.write(path("x.safetensors")).unwrap();
+    let mut writer = Writer::new();
+    writer.array("base_model.model.conv.lora_A.weight", &a).unwrap();
+    writer.array("base_model.model.conv.lora_B.weight", &b).unwrap();
+    std::fs::create_dir(path("lora")).unwrap();
+    writer.write(path("lora/adapter_model.safetensors")).unwrap();
+    let config = r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 2}"#;
+    std::fs::write(path("lora/adapter_config.json"), config).unwrap();
+    let begin =
+        "--base base.safetensors --adapter lora apply --module conv --x x.safetensors --output y.safetensors";
+    for (stride, padding, dilation, shape) in [
+        ([1, 1], [0, 0], [1, 1], [6, 7]),
+        ([2, 1], [1, 2], [3, 1], [3, 11]),
+        ([3, 2], [0, 2], [1, 3], [2, 4]),
+    ] {
+        let list = |two: [usize; 2]| format!("{},{}", two[0], two[1]);
+        let (s, p, d) = (list(stride), list(padding), list(dilation));
+        succeeds(folder.path(), &format!("{begin} --stride {s} --padding {p} --dilation {d}"));
+        let y = Checkpoint::open(path("y.safetensors")).unwrap().array::<f64>("y").unwrap();
+        assert_eq!(y.shape(), [2, 3, shape[0], shape[1]]);
+        for ((image, out), (row, col)) in [0, 1]
+            .iter()
+            .flat_map(|i| (0..3).map(move |o| (*i, o)))
+            .flat_map(|at| (0..shape[0]).flat_map(move |row| (0..shape[1]).map(move |col| (at, (row, col)))))
+        {
+            let mut sum = bias[out];
+            for (c, i, j) in (0..2).flat_map(|c| (0..2).flat_map(move |i| (0..3).map(move |j| (c, i, j)))) {
+                let at = |place: usize, tap: usize, axis: usize| {
+                    (place * stride[axis] + tap * dilation[axis]).checked_sub(padding[axis])
+                };
+                let (Some(up), Some(left)) = (at(row, i, 0), at(col, j, 1)) else { continue };
+                let pixel = x.get([image, c, up, left]).copied().unwrap_or(0.0);
+                sum += pixel * (w[[out, c, i, j]] + 2.0 * b[[out, 0, 0, 0]] * a[[0, c, i, j]]);
+            }
+            assert!((y[[image, out, row, col]] - sum).abs() < 1e-5, "{stride:?} {padding:?} {dilation:?}");
+        }
+    }
+    for (flags, word) in [
+        ("--stride 0", "stride"),
+        ("--stride 1,2,3", "stride"),
+        ("--dilation 9", "fits"),
+        ("--padding 999999999999", "padding"),
+    ] {
+        let output = tool(folder.path(), &format!("{begin} {flags}"));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(word), "{flags}: {text}");
+    }
 }
 
 /// Strided inputs and outputs are laid out in scratch, as those of any matrix are.

@@ -107,8 +107,11 @@ fn edits_do_not_allocate_after_the_first_call() {
     let lora = methods::lora(&gaussian_of::<f32>(20, 3, 2), &gaussian_of::<f32>(3, 30, 3), 0.5).unwrap();
     let lora = lora.edit(base.as_ref()).unwrap();
     let turn = methods::hra((20, 30), &gaussian_of::<f64>(30, 2, 4), false).unwrap().into_edit();
-    let (edits, which) = ([&lora, &turn], [Some(0), None, Some(1), Some(0), Some(0)]);
-    let (x, mut y) = (gaussian_of::<f32>(5, 30, 1), Array2::zeros((5, 20)));
+    let scaling = methods::scaling((20, 30), Some(&[2.0; 20]), None).unwrap().edit(base.as_ref()).unwrap();
+    let edits = [&lora, &turn, &scaling];
+    // Rows that stand together and such that do not, of every form.
+    let which = [Some(0), None, Some(1), Some(0), Some(0), Some(2), Some(1), Some(2), None];
+    let (x, mut y) = (gaussian_of::<f32>(9, 30, 1), Array2::zeros((9, 20)));
     let mut exec = Exec::new();
     let mut all = || {
         lora.apply_into(base.as_ref(), &x, &mut y, Update::Overwrite, &mut exec).unwrap();

@@ -39,6 +39,7 @@ pub mod init;
 mod merge;
 pub mod methods;
 pub mod peft;
+mod rows;
 pub mod rules;
 pub mod several;
 

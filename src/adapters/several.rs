@@ -1,14 +1,14 @@
 //! Several adapters on one base: sums, and batches whose rows use different ones.
 
+pub use super::rows::apply_rows;
+
 use super::{Adapter, BiasEdit, Boxed, Edit};
 use crate::compose::{Scaled, Sum};
 use crate::error::{Error, Result};
-use crate::exec::Exec;
-use crate::matrix::{Apply, StructuredMatrix, Update};
-use crate::scalar::Scalar;
+use crate::matrix::StructuredMatrix;
 use crate::storage::{Factor, Storage};
 use crate::structures::LowRank;
-use ndarray::{Array1, ArrayRef2};
+use ndarray::Array1;
 
 /// The edit whose change is the weighted sum of additive edits' changes, biases included.
 ///
@@ -132,68 +132,4 @@ fn concatenated(parts: &[(LowRank, f64)]) -> Result<Option<Boxed>> {
         parts[p].1 * parts[p].0.scale(k)
     });
     Ok(Some(Box::new(LowRank::with_singular_values(left, scales, right)?)))
-}
-
-/// `Y = X W'ᵀ` where row `i` of the batch uses the edit `which[i]`, or the base alone: what a server of many tenants multiplies.
-///
-/// One base product serves all rows whose edits are additive; the changes follow, those of neighbouring rows with the same edit in one product
-/// each (sort the batch by adapter for the fewest). Rows of edits that multiply the base go through it by themselves. Allocates nothing once
-/// `exec` has grown to this size.
-///
-/// ```
-/// use structmat::prelude::*;
-/// use structmat::adapters::{Adapter, methods, several};
-/// use structmat::ndarray::{Array2, array};
-/// let base = Dense::new(&array![[1.0f32, 1.0]])?;
-/// let edit = methods::lora(&array![[10.0f32]], &array![[1.0, 0.0]], 1.0)?.edit(&base)?;
-/// let mut y = Array2::zeros((2, 1));
-/// several::apply_rows(&base, &[&edit], &[None, Some(0)], &array![[1.0f32, 2.0], [1.0, 2.0]], &mut y, &mut Exec::new())?;
-/// assert_eq!(y, array![[3.0], [13.0]]);
-/// # Ok::<(), structmat::Error>(())
-/// ```
-///
-/// # Errors
-/// [`Error::Shape`] when the shapes do not fit, [`Error::Parameter`] for an edit that is not there; `y` is then untouched.
-pub fn apply_rows<T: Scalar>(
-    base: &dyn StructuredMatrix,
-    edits: &[&Edit],
-    which: &[Option<usize>],
-    x: &ArrayRef2<T>,
-    y: &mut ArrayRef2<T>,
-    exec: &mut Exec<T>,
-) -> Result<()> {
-    let (m, n) = base.shape();
-    if which.len() != x.nrows() {
-        return Err(Error::shape("edits of the rows", &[x.nrows()], &[which.len()]));
-    }
-    if x.ncols() != n || y.dim() != (x.nrows(), m) {
-        let (what, expected, received) = match x.ncols() == n {
-            true => ("y", [x.nrows(), m], y.shape()),
-            false => ("x", [x.nrows(), n], x.shape()),
-        };
-        return Err(Error::shape(what, &expected, received));
-    }
-    for k in which.iter().flatten() {
-        match edits.get(*k).map(|edit| edit.shape()) {
-            None => return Err(Error::parameter("edit of a row", k, format!("less than {}", edits.len()))),
-            Some(shape) if shape != (m, n) => {
-                return Err(Error::shape("edit of a row", &[m, n], &[shape.0, shape.1]));
-            }
-            Some(_) => {}
-        }
-    }
-    base.apply_into(x, y, Update::Overwrite, exec)?;
-    let mut start = 0;
-    while start < which.len() {
-        let run = which[start..].iter().take_while(|other| **other == which[start]).count();
-        let rows = start..start + run;
-        start += run;
-        let Some(edit) = which[rows.start].map(|k| edits[k]) else { continue };
-        let (x, mut y) = (x.slice(ndarray::s![rows.clone(), ..]), y.slice_mut(ndarray::s![rows, ..]));
-        match edit.is_additive() {
-            true => edit.add_into(&x, &mut y, exec)?,
-            false => edit.apply_into(base, &x, &mut y, Update::Overwrite, exec)?,
-        }
-    }
-    Ok(())
 }

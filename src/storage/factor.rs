@@ -13,16 +13,18 @@ use half::{bf16, f16};
 use ndarray::{Array2, Array3, ArrayRef2};
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// `blocks` dense matrices of `rows x cols`, row-major one after the other, in one [`Storage`].
 ///
-/// Structures are written on its few products, so each structure has each storage.
+/// Structures are written on its few products, so each structure has each storage. Clones share their numbers, and so do clones of the matrices
+/// made of them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Factor {
     blocks: usize,
     rows: usize,
     cols: usize,
-    data: Data,
+    data: Arc<Data>,
     /// How the numbers lie; row after row where there is none.
     packing: Option<Packing>,
 }
@@ -100,7 +102,7 @@ macro_rules! with_source {
                 $body
             }};
         }
-        match &$factor.data {
+        match &*$factor.data {
             Data::F64(v) => plain!(F64, v),
             Data::F32(v) => plain!(F32, v),
             Data::Bf16(v) => plain!(Bf16, v),
@@ -140,7 +142,7 @@ impl Factor {
                 Data::Int4 { codes, scales }
             }
         };
-        Self { blocks, rows, cols, data, packing: None }
+        Self { blocks, rows, cols, data: Arc::new(data), packing: None }
     }
 
     /// One matrix. `f32` arrays are kept exactly by [`Storage::F32`], `f64` arrays by [`Storage::F64`].
@@ -188,7 +190,7 @@ impl Factor {
         if !finite || scales.is_some_and(|scales| scales.iter().any(|v| !v.is_finite())) {
             return Err(bad("a stored number is NaN or infinite".to_owned()));
         }
-        Ok(Self { blocks, rows, cols, data, packing: None })
+        Ok(Self { blocks, rows, cols, data: Arc::new(data), packing: None })
     }
 
     /// `(blocks, rows, cols)`.
@@ -224,7 +226,7 @@ impl Factor {
 
     /// The storage format.
     pub fn storage(&self) -> Storage {
-        match &self.data {
+        match &*self.data {
             Data::F64(_) => Storage::F64,
             Data::F32(_) => Storage::F32,
             Data::Bf16(_) => Storage::Bf16,
@@ -308,7 +310,7 @@ impl Factor {
             return Cow::Borrowed(self);
         }
         let target = Layout { packing, ..self.layout() };
-        let data = match &self.data {
+        let data = match &*self.data {
             Data::F64(v) => Data::F64(self.moved(v, target)),
             Data::F32(v) => Data::F32(self.moved(v, target)),
             Data::Bf16(v) => Data::Bf16(self.moved(v, target)),
@@ -330,7 +332,7 @@ impl Factor {
                 Data::Int4 { codes: to, scales: self.moved_scales(scales, target) }
             }
         };
-        Cow::Owned(Self { data, packing, ..*self })
+        Cow::Owned(Self { data: Arc::new(data), packing, ..*self })
     }
 
     fn layout(&self) -> Layout {
@@ -366,7 +368,7 @@ impl Factor {
         let scaled = |code: i8, scales: &[bf16]| {
             f64::from(f32::from(code) * scales[layout.scale_index(row, col)].to_f32())
         };
-        match &self.data {
+        match &*self.data {
             Data::F64(v) => v[at],
             Data::F32(v) => f64::from(v[at]),
             Data::Bf16(v) => v[at].to_f64(),

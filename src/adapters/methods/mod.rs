@@ -59,7 +59,7 @@ pub use crate::activation::Activation;
 pub use bat::Bat;
 pub use boft::boft;
 pub use c3a::c3a;
-pub use core::core;
+pub use core::{core, shared_core};
 pub use deft::{DeftForm, deft};
 pub use diablo::diablo;
 pub use dora::Dora;

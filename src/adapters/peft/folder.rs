@@ -6,9 +6,11 @@ use super::{REFUSED, TUNERS, Tuner};
 use crate::adapters::Adapter;
 use crate::error::{Error, Result};
 use crate::io::{Checkpoint, Source, Staged, Writer};
+use crate::storage::Factor;
 use ndarray::ArrayD;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Mutex;
 
 /// What every key begins with.
 const ROOT: &str = "base_model.";
@@ -36,6 +38,8 @@ pub struct Folder {
     tuner: &'static Tuner,
     file: Checkpoint,
     pub(super) task: Option<usize>,
+    /// Factors made of shared tensors, by name and by the shapes of the whole and of the part.
+    pub(super) projections: Mutex<BTreeMap<(&'static str, [usize; 4]), Factor>>,
 }
 
 /// The adapter of one module.
@@ -87,6 +91,7 @@ impl Folder {
             tuner,
             file,
             task: None,
+            projections: Mutex::default(),
         };
         for key in keys {
             folder.place(&key)?;

@@ -40,6 +40,7 @@ mod tuners;
 
 pub use folder::{Folder, Loaded};
 pub use layout::Layout;
+pub(crate) use mt19937::{SEED, drawn_positions};
 pub use save::save;
 
 use super::Adapter;

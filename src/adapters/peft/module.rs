@@ -5,8 +5,11 @@ use super::folder::{Folder, Tensors};
 use super::layout::{Form, Layout};
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
+use crate::storage::{Factor, Storage};
+use ndarray::{Array2, s};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::sync::PoisonError;
 
 pub(crate) struct Module<'a> {
     folder: &'a Folder,
@@ -106,6 +109,27 @@ impl<'a> Module<'a> {
 
     pub(crate) fn maybe_shared(&self, name: &str) -> Option<&'a Tensor> {
         self.folder.shared.get(name)
+    }
+
+    /// The upper left `rows x cols` of a matrix that modules share, in single precision: modules that use as much of it share the numbers. `numbers`
+    /// makes the whole, of shape `whole`.
+    pub(crate) fn projection(
+        &self,
+        name: &'static str,
+        whole: (usize, usize),
+        (rows, cols): (usize, usize),
+        numbers: &dyn Fn() -> Result<Array2<f64>>,
+    ) -> Result<Factor> {
+        let key = (name, [whole.0, whole.1, rows, cols]);
+        let mut made = self.folder.projections.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(factor) = made.get(&key) {
+            return Ok(factor.clone());
+        }
+        let part = numbers()?.slice_move(s![..rows, ..cols]);
+        // As products want it, so that nobody makes a copy of another layout.
+        let factor = Factor::from_matrix(Storage::F32, &part).packed_forward();
+        made.insert(key, factor.clone());
+        Ok(factor)
     }
 
     /// A rank from the tensors must be the one of the configuration.

@@ -7,6 +7,9 @@ const M: usize = 397;
 /// PyTorch permutes fewer elements than this in place, with 32-bit draws.
 const SMALL: u64 = 214_748_364;
 
+/// The seed of positions where a folder names none.
+pub(crate) const SEED: usize = 777;
+
 /// The Mersenne Twister of M. Matsumoto and T. Nishimura, 1998, with its standard 32-bit seeding.
 pub(crate) struct Mt19937 {
     state: [u32; N],
@@ -76,6 +79,19 @@ impl Mt19937 {
         all.truncate(count);
         all.into_iter().map(u64::from).collect()
     }
+}
+
+/// The first `count` places (row, column) of a seeded permutation of a matrix, as PEFT draws them; `None` when it has fewer entries than that, or
+/// more than 2^32.
+pub(crate) fn drawn_positions(
+    (m, n): (usize, usize),
+    count: usize,
+    seed: usize,
+) -> Option<Vec<(usize, usize)>> {
+    let all = (m as u64).checked_mul(n as u64).filter(|all| count as u64 <= *all && *all <= 1 << 32)?;
+    // PyTorch seeds the 32-bit generator with the low half.
+    let drawn = Mt19937::new(seed as u32).permutation(all, count);
+    Some(drawn.into_iter().map(|at| ((at / n as u64) as usize, (at % n as u64) as usize)).collect())
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use std::path::Path;
 /// Writes extracted adapters as a folder that PEFT reads; all of one kind and size, in single precision.
 ///
 /// # Errors
-/// [`Error::Parameter`] when there is no module, [`Error::Io`] when the folder cannot be written.
+/// [`Error::Parameter`] when there is no module, [`Error::Unsupported`] for a kind that PEFT has no tuner for, [`Error::Io`] when the folder
+/// cannot be written.
 ///
 /// ```
 /// use structmat::adapters::{extract::{Kind, extract}, peft::{Folder, save}};
@@ -26,6 +27,10 @@ pub fn save(path: impl AsRef<Path>, kind: Kind, size: usize, modules: &[(String,
     if modules.is_empty() {
         return Err(Error::parameter("modules", 0, "at least one"));
     }
+    let tuner = kind.peft_type().ok_or_else(|| Error::Unsupported {
+        structure: kind.name().to_owned(),
+        what: "PEFT has no tuner for it: no folder can hold it".to_owned(),
+    })?;
     let mut writer = Writer::new();
     for (module, found) in modules {
         for (name, tensor) in &found.tensors {
@@ -34,16 +39,15 @@ pub fn save(path: impl AsRef<Path>, kind: Kind, size: usize, modules: &[(String,
     }
     let names: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
     let mut config = serde_json::json!({
-        "peft_type": kind.name().to_uppercase(),
+        "peft_type": tuner,
         "target_modules": names,
-        "bias": "none",
         "inference_mode": true,
         "modules_to_save": null,
         "task_type": null,
         "base_model_name_or_path": null,
     });
-    if let (Some(config), serde_json::Value::Object(settings)) = (config.as_object_mut(), kind.settings(size))
-    {
+    let settings = kind.settings(size, modules);
+    if let (Some(config), serde_json::Value::Object(settings)) = (config.as_object_mut(), settings) {
         config.extend(settings);
     }
     std::fs::create_dir_all(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;

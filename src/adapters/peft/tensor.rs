@@ -66,8 +66,8 @@ impl Tensor {
         Err(self.bad(format!("has shape {:?}, expected [{}]", self.shape(), axes.join(", "))))
     }
 
-    /// As a matrix of its first axis by all others.
-    pub(crate) fn flat(&self, rows: Option<usize>, cols: Option<usize>) -> Result<Array2<f64>> {
+    /// The shape of [`flat`](Self::flat).
+    pub(crate) fn flat_dim(&self, rows: Option<usize>, cols: Option<usize>) -> Result<(usize, usize)> {
         let shape = self.shape();
         let m = shape.first().copied().unwrap_or(1);
         let n: usize = shape.iter().skip(1).product();
@@ -76,8 +76,13 @@ impl Tensor {
             let expected = format!("{} x {}", side(rows), side(cols));
             return Err(self.bad(format!("has shape {shape:?}, expected {expected}")));
         }
-        let values = self.values.clone();
-        values.into_shape_with_order((m, n)).map_err(|e| self.bad(e.to_string()))
+        Ok((m, n))
+    }
+
+    /// As a matrix of its first axis by all others.
+    pub(crate) fn flat(&self, rows: Option<usize>, cols: Option<usize>) -> Result<Array2<f64>> {
+        let dim = self.flat_dim(rows, cols)?;
+        self.values.clone().into_shape_with_order(dim).map_err(|e| self.bad(e.to_string()))
     }
 
     /// The same in the storage of the file.

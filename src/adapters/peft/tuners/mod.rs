@@ -35,7 +35,7 @@ pub(super) mod vera;
 pub(super) mod wave_ft;
 
 use super::module::Module;
-use super::mt19937::Mt19937;
+use super::mt19937;
 use crate::adapters::methods::low_rank;
 use crate::adapters::{Adapter, Additive, Boxed};
 use crate::error::Result;
@@ -62,13 +62,8 @@ fn product(b: &Array2<f64>, scale: f64, a: &Array2<f64>) -> Result<Boxed> {
 /// The first `count` positions of a seeded permutation of an `out x in` matrix, as PyTorch draws them.
 fn drawn_positions(module: &Module<'_>, count: usize, seed: &str) -> Result<Vec<(usize, usize)>> {
     let (m, n) = module.shape()?;
-    let all = (m * n) as u64;
-    if count as u64 > all || all > 1 << 32 {
-        return Err(module
-            .bad(format!("{count} coefficients for {m} x {n} entries, expected no more, of at most 2^32")));
-    }
-    let seed = module.config().size(seed)?.unwrap_or(777);
-    // PyTorch seeds the 32-bit generator with the low half.
-    let drawn = Mt19937::new(seed as u32).permutation(all, count);
-    Ok(drawn.into_iter().map(|at| ((at / n as u64) as usize, (at % n as u64) as usize)).collect())
+    let seed = module.config().size(seed)?.unwrap_or(mt19937::SEED);
+    let drawn = mt19937::drawn_positions((m, n), count, seed);
+    let wanted = "expected no more, of at most 2^32";
+    drawn.ok_or_else(|| module.bad(format!("{count} coefficients for {m} x {n} entries, {wanted}")))
 }
