@@ -48,6 +48,8 @@ impl Activation {
             Activation::Relu if x.is_nan() => x,
             Activation::Relu => x.max(0.0),
             Activation::Gelu => x * normal(x),
+            // Far below zero, 0 times infinity would be none.
+            Activation::Silu if sigmoid(x) == 0.0 => 0.0,
             Activation::Silu => x * sigmoid(x),
             Activation::Tanh => x.tanh(),
             Activation::Sigmoid => sigmoid(x),
@@ -63,6 +65,7 @@ impl Activation {
             Activation::Gelu => {
                 normal(x) + x * (-0.5 * x * x).exp() * std::f64::consts::FRAC_2_SQRT_PI / 8f64.sqrt()
             }
+            Activation::Silu if sigmoid(x) == 0.0 => 0.0,
             Activation::Silu => sigmoid(x) * (1.0 + x * (1.0 - sigmoid(x))),
             Activation::Tanh => 1.0 - x.tanh().powi(2),
             Activation::Sigmoid => sigmoid(x) * (1.0 - sigmoid(x)),
@@ -115,6 +118,7 @@ mod tests {
             }
             assert_eq!(f.at(0.0), if name == "sigmoid" { 0.5 } else { 0.0 });
             assert!(f.at(f64::NAN).is_nan());
+            assert!(!f.at(-1e300).is_nan() && !f.slope(-1e300).is_nan());
         }
         assert!(matches!("softmax".parse::<Activation>(), Err(Error::Unknown { .. })));
     }

@@ -15,7 +15,7 @@ use structmat::analysis::{
 };
 use structmat::compression::{FeedForward, channel_prune};
 use structmat::io::{Checkpoint, Writer};
-use structmat::layers::{LostActivation, LostFactors, LostLayer, LostSpec};
+use structmat::layers::{Activation, LostFactors, LostLayer, LostSpec};
 use structmat::linalg::{self, SvdMethod, SvdOptions, Threads};
 use structmat::models::{Architecture, Model, Sizes, Tokens, Transformer};
 use structmat::ndarray::{Array2, Axis, s};
@@ -831,7 +831,7 @@ fn by_hand(layer: &LostLayer, x: &Array2<f64>) -> Array2<f64> {
     let numbers = layer.factor_numbers::<f64>();
     let [b, a, columns] = [0, 1, 2].map(|k| numbers[k].index_axis(Axis(0), 0).to_owned());
     let mut codes = x.dot(&a.t());
-    if layer.activation() == LostActivation::Silu {
+    if layer.activation() == Activation::Silu {
         codes.mapv_inplace(silu);
     }
     let picked = x.select(Axis(1), &list(layer.columns().kept()));
@@ -844,7 +844,7 @@ fn lost_layers_compute_their_formula() {
         for (m, n) in [(40, 50), (17, 9), (1, 6), (5, 1)] {
             let (w, x) = (gaussian(m, n, 1), gaussian(7, n, 2));
             let rank = (m.min(n) / 3).max(1);
-            for activation in [LostActivation::Identity, LostActivation::Silu] {
+            for activation in [Activation::Identity, Activation::Silu] {
                 for gamma in [0.0, 0.3, 0.5, 1.0] {
                     let spec =
                         LostSpec { rank, kept: (n / 5).max(1), gamma, activation, ..Default::default() };
@@ -881,7 +881,7 @@ fn lost_layers_compute_their_formula() {
 fn lost_without_activation_is_its_matrix() {
     let w = with_spectrum(40, 50, 1, |k| 0.9f64.powi(k as i32));
     let spec =
-        LostSpec { rank: 6, kept: 5, gamma: 0.7, activation: LostActivation::Identity, ..Default::default() };
+        LostSpec { rank: 6, kept: 5, gamma: 0.7, activation: Activation::Identity, ..Default::default() };
     let layer = lost(&w, &spec);
     let matrix = layer.to_matrix(Storage::F64).unwrap().unwrap();
     // gamma B A + (1 - gamma) of the columns at their places.
@@ -900,7 +900,7 @@ fn lost_without_activation_is_its_matrix() {
     assert!(difference(&family.to_dense_f64(), &expected) < 1e-12);
     assert_eq!(family.columns().kept(), layer.columns().kept());
     // With an activation no matrix stands for it.
-    let silu = lost(&w, &LostSpec { activation: LostActivation::Silu, ..spec });
+    let silu = lost(&w, &LostSpec { activation: Activation::Silu, ..spec });
     assert!(silu.to_matrix(Storage::F64).unwrap().is_none());
 }
 
@@ -916,7 +916,7 @@ fn lost_projections_stand_between_the_tails() {
         assert!((error - tail(&w.select(Axis(1), &others), rank).sqrt()).abs() < 1e-10);
         assert!(error <= tail(&w, rank).sqrt() && error >= tail(&w, rank + kept).sqrt());
         // The published start is no approximation: with few columns it is worse than low rank alone.
-        let start = LostSpec { rank, kept, activation: LostActivation::Identity, ..Default::default() };
+        let start = LostSpec { rank, kept, activation: Activation::Identity, ..Default::default() };
         let start = lost(&w, &start).to_matrix(Storage::F64).unwrap().unwrap();
         let start = norm(&(&w - &start.to_dense_f64()));
         assert!(start > 1.2 * error && (kept > rank || start > tail(&w, rank).sqrt()), "{start} {error}");
@@ -991,7 +991,7 @@ fn lost_random_factors_have_the_published_scale() {
 #[test]
 fn lost_gradients_are_those_of_differences() {
     let (w, x, g) = (gaussian(9, 11, 1), gaussian(6, 11, 2), gaussian(6, 9, 3));
-    for activation in [LostActivation::Identity, LostActivation::Silu] {
+    for activation in [Activation::Identity, Activation::Silu] {
         let spec = LostSpec { rank: 3, kept: 4, gamma: 0.3, activation, ..Default::default() };
         let layer = lost(&w, &spec);
         let found = layer.vjp(&x, &g, &mut Exec::new()).unwrap();
@@ -1041,9 +1041,9 @@ fn lost_layers_go_through_files_and_are_no_matrices() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("layer.safetensors");
     for (storage, activation) in [
-        (Storage::F64, LostActivation::Silu),
-        (Storage::Bf16, LostActivation::Identity),
-        (Storage::Int4, LostActivation::Silu),
+        (Storage::F64, Activation::Silu),
+        (Storage::Bf16, Activation::Identity),
+        (Storage::Int4, Activation::Silu),
     ] {
         let spec = LostSpec { rank: 3, kept: 4, gamma: 0.3, activation, ..Default::default() };
         let options = Options { storage, ..exactly() };
@@ -1094,7 +1094,7 @@ fn lost_refuses_what_it_is_not() {
     let two = LowRank::random((6, 8), &spec, Storage::F32, 1).unwrap();
     let three =
         LowRank::random((6, 8), &LowRankSpec { form: LowRankForm::Usv, ..spec }, Storage::F32, 1).unwrap();
-    let new = |low_rank: &LowRank, n| LostLayer::new(low_rank.clone(), columns(n), 0.5, LostActivation::Silu);
+    let new = |low_rank: &LowRank, n| LostLayer::new(low_rank.clone(), columns(n), 0.5, Activation::Silu);
     assert!(new(&two, 8).is_ok());
     assert!(matches!(new(&two, 9), Err(Error::Shape { .. })));
     assert!(matches!(new(&three, 8), Err(Error::Unsupported { .. })));

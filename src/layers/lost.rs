@@ -1,3 +1,4 @@
+use crate::activation::Activation;
 use crate::compose::gather;
 use crate::error::{Error, Result};
 use crate::exec::{Exec, Workspace};
@@ -16,32 +17,6 @@ use serde::{Deserialize, Serialize};
 
 /// The name of a record in files.
 const NAME: &str = "lost";
-
-/// What stands between the factors of a [`LostLayer`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LostActivation {
-    /// Nothing: the layer is linear.
-    Identity,
-    /// $t / (1 + e^{-t})$.
-    #[default]
-    Silu,
-}
-
-impl LostActivation {
-    /// Value and slope.
-    fn at(self, t: f64) -> (f64, f64) {
-        match self {
-            Self::Identity => (t, 1.0),
-            Self::Silu => {
-                let below = 1.0 / (1.0 + (-t).exp());
-                // For arguments far below zero, 0 times infinity would be none.
-                let value = if below == 0.0 { 0.0 } else { t * below };
-                (value, below + value * (1.0 - below))
-            }
-        }
-    }
-}
 
 /// Where the factors of a [`LostLayer`] start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -63,7 +38,7 @@ pub struct LostSpec {
     /// The share of the low-rank part, 0 to 1; 0.5 in the published code.
     pub gamma: f64,
     /// What stands between the factors.
-    pub activation: LostActivation,
+    pub activation: Activation,
     /// Which singular components choose the channels.
     pub components: LostComponents,
     /// Where the factors start.
@@ -76,7 +51,7 @@ impl Default for LostSpec {
             rank: 1,
             kept: 1,
             gamma: 0.5,
-            activation: LostActivation::default(),
+            activation: Activation::Silu,
             components: LostComponents::default(),
             factors: LostFactors::default(),
         }
@@ -93,14 +68,14 @@ impl Default for LostSpec {
 /// Source: J. Li et al., "LOST: low-rank and sparse pre-training for large language models", 2025.
 ///
 /// ```
-/// use structmat::layers::{LostActivation, LostLayer};
+/// use structmat::layers::{Activation, LostLayer};
 /// use structmat::prelude::*;
 /// use structmat::ndarray::array;
 /// # fn main() -> structmat::Result<()> {
 /// let factor = |a| Factor::from_matrix(Storage::F64, &a);
 /// let low_rank = LowRank::new(factor(array![[2.0], [0.0]]), factor(array![[1.0, 1.0, 0.0]]))?;
 /// let columns = ColumnSparse::new(3, factor(array![[0.0], [4.0]]), vec![2])?;
-/// let layer = LostLayer::new(low_rank, columns, 0.25, LostActivation::Identity)?;
+/// let layer = LostLayer::new(low_rank, columns, 0.25, Activation::Identity)?;
 /// assert_eq!(layer.forward(&array![[1.0, 2.0, 5.0]])?, array![[1.5, 15.0]]);
 /// # Ok(()) }
 /// ```
@@ -109,14 +84,14 @@ pub struct LostLayer {
     low_rank: LowRank,
     columns: ColumnSparse,
     gamma: f64,
-    activation: LostActivation,
+    activation: Activation,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
     gamma: f64,
-    activation: LostActivation,
+    activation: Activation,
 }
 
 impl LostLayer {
@@ -125,12 +100,7 @@ impl LostLayer {
     /// # Errors
     /// [`Error::Shape`] when the shapes differ, [`Error::Unsupported`] for a low-rank matrix of three factors, [`Error::Parameter`] for a
     /// `gamma` outside of 0 to 1.
-    pub fn new(
-        low_rank: LowRank,
-        columns: ColumnSparse,
-        gamma: f64,
-        activation: LostActivation,
-    ) -> Result<Self> {
+    pub fn new(low_rank: LowRank, columns: ColumnSparse, gamma: f64, activation: Activation) -> Result<Self> {
         let ((m, n), (rows, cols)) = (low_rank.shape(), columns.shape());
         if (m, n) != (rows, cols) {
             return Err(Error::shape("columns", &[m, n], &[rows, cols]));
@@ -188,7 +158,7 @@ impl LostLayer {
     }
 
     /// What stands between the factors.
-    pub fn activation(&self) -> LostActivation {
+    pub fn activation(&self) -> Activation {
         self.activation
     }
 
@@ -212,7 +182,7 @@ impl LostLayer {
     /// # Errors
     /// Those of [`Family::scale_outputs`].
     pub fn to_matrix(&self, storage: Storage) -> Result<Option<LowRankColumns>> {
-        if self.activation != LostActivation::Identity {
+        if self.activation != Activation::Identity {
             return Ok(None);
         }
         let all = |scale: f64| vec![scale; self.out_features()];
@@ -252,7 +222,7 @@ impl LostLayer {
             gather(kept, x, picked.reborrow(), Update::Overwrite);
             let rest = T::narrow(1.0 - self.gamma);
             for b in 0..batch {
-                let code = |t: T| T::narrow(self.gamma * self.activation.at(t.widen()).0);
+                let code = |t: T| T::narrow(self.gamma * self.activation.at(t.widen()));
                 codes.row(b).iter_mut().for_each(|t| *t = code(*t));
                 picked.row(b).iter_mut().for_each(|x| *x *= rest);
             }
@@ -282,8 +252,8 @@ impl LostLayer {
         // What the activation makes of the codes, and its slope.
         let (mut h, mut slope) = (matmul_nt(x, &a, threads), Array2::zeros((batch, a.nrows())));
         for (t, slope) in h.iter_mut().zip(&mut slope) {
-            let (value, at) = self.activation.at(t.widen());
-            (*t, *slope) = (gamma * T::narrow(value), gamma * T::narrow(at));
+            let (f, at) = (self.activation, t.widen());
+            (*t, *slope) = (gamma * T::narrow(f.at(at)), gamma * T::narrow(f.slope(at)));
         }
         let codes = matmul(dy, &b, threads) * slope;
         let mut input = matmul(&codes, &a, threads);

@@ -8,7 +8,7 @@ mod tied_ffn;
 
 pub use crate::activation::Activation;
 pub use linear::{Linear, LinearVjp};
-pub use lost::{LostActivation, LostFactors, LostLayer, LostSpec};
+pub use lost::{LostFactors, LostLayer, LostSpec};
 pub use rational::{Denominator, GroupRational};
 pub use ssm_lora::SsmLora;
 pub use tied_ffn::{TiedFfn, TiedFfnVjp};
