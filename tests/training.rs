@@ -135,10 +135,10 @@ fn dlrt_ranks_stay_within_their_bounds() {
             assert!(step.rank == w.rank() && (min..=max).contains(&step.rank));
             assert_eq!(w.s().dim(), (step.rank, step.rank));
         }
-        // Towards zero, everything can go but the least rank.
-        let mut steps = descent(1.0, adaptive(0.5, min, max));
-        steps.step(&mut w, |w| Ok(w.to_dense())).unwrap();
-        assert!(w.rank() == min.min(8) && w.to_dense().iter().all(|x| x.abs() < 1e-12));
+        // All but the first may go, where the least rank does not say otherwise.
+        let mut steps = descent(0.1, adaptive(0.99, min, max));
+        steps.step(&mut w, |w| Ok(w.to_dense() - &a)).unwrap();
+        assert_eq!(w.rank(), min);
     }
 }
 
@@ -235,8 +235,8 @@ fn dlrt_refuses_what_it_cannot_use_and_leaves_the_weight_alone() {
         assert!(matches!(wrong, Err(Error::Shape { .. })), "{mode:?}");
         let wrong = steps.step(&mut same, |_| Ok(Array2::from_elem((6, 5), f64::NAN)));
         assert!(matches!(wrong, Err(Error::NonFinite { .. })), "{mode:?}");
-        let wrong = steps.step(&mut same, |_| Ok(Array2::from_elem((6, 5), 1e308)));
-        assert!(wrong.is_err(), "{mode:?}: an overflow");
+        let wrong = descent(1e300, mode).step(&mut same, |_| Ok(Array2::from_elem((6, 5), 1e300)));
+        assert!(matches!(wrong, Err(Error::NonFinite { .. })), "{mode:?}: an overflow");
         // The second gradient fails.
         let mut calls = 0;
         let wrong = steps.step(&mut same, |_| {
@@ -386,6 +386,7 @@ fn condlr_bounds_the_sensitivity() {
 fn condlr_factors_stay_orthonormal_for_a_thousand_steps() {
     let a = with_spectrum(20, 16, 1, |k| 8.0 * 0.6f64.powi(k as i32));
     let settings = ProjectedSettings { rate: 0.01, momentum: 0.3, ..Default::default() };
+    let mut losses = Vec::new();
     for (scaling, bound) in [
         (FactorScaling::One, None),
         (FactorScaling::One, Some(ConditionBound::Nearest { tau: 1.5 })),
@@ -402,6 +403,7 @@ fn condlr_factors_stay_orthonormal_for_a_thousand_steps() {
         assert!(w.deviation() < 1e-10, "{bound:?}: {}", w.deviation());
         let last = half_square(&w, &a);
         assert!(last < first, "{bound:?}: {last} after {first}");
+        losses.push(last);
         match bound {
             None => assert!((last - eckart_young(&a, 4)).abs() < 1e-6, "{last}"),
             Some(ConditionBound::Nearest { tau } | ConditionBound::MeanClamp { tau }) => {
@@ -410,6 +412,9 @@ fn condlr_factors_stay_orthonormal_for_a_thousand_steps() {
             _ => assert!(w.condition_number().unwrap() <= 1.0 + 1e-6),
         }
     }
+    // The nearest matrix within the bound costs less than the published clamp, and the polar factor less than that of QR.
+    println!("half squared errors: free, nearest, clamped to the mean, by QR, polar: {losses:.2?}");
+    assert!(losses[1] < losses[2] && losses[4] < losses[3]);
 }
 
 #[test]
