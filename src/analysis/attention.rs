@@ -46,10 +46,13 @@ pub fn softmax_sensitivity(a: &[f64]) -> Result<Sensitivity> {
         return Err(Error::parameter("sum of probabilities", sum, "1"));
     }
     let a: Vec<f64> = a.iter().map(|v| v / sum).collect();
-    let squares: f64 = a.iter().map(|v| v * v).sum();
-    // Squares of the entries, row by row: of the diagonal, then of the rest.
-    let row = |v: &f64| v * v * ((1.0 - v).powi(2) + (squares - v * v).max(0.0));
-    Ok(Sensitivity { spectral: largest_eigenvalue(&a), frobenius: a.iter().map(row).sum::<f64>().sqrt() })
+    // Squares of the diagonal, and of each pair beside it; nothing is subtracted that could cancel.
+    let (mut energy, mut before) = (0.0, 0.0);
+    for v in &a {
+        energy += v * v * ((1.0 - v).powi(2) + 2.0 * before);
+        before += v * v;
+    }
+    Ok(Sensitivity { spectral: largest_eigenvalue(&a), frobenius: energy.sqrt() })
 }
 
 /// Of `diag(a) - a aᵀ`, for entries of sum 1.

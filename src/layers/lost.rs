@@ -70,9 +70,9 @@ impl Default for LostSpec {
 /// ```
 /// use structmat::layers::{Activation, LostLayer};
 /// use structmat::prelude::*;
-/// use structmat::ndarray::array;
+/// use structmat::ndarray::{array, Array2};
 /// # fn main() -> structmat::Result<()> {
-/// let factor = |a| Factor::from_matrix(Storage::F64, &a);
+/// let factor = |a: Array2<f64>| Factor::from_matrix(Storage::F64, &a);
 /// let low_rank = LowRank::new(factor(array![[2.0], [0.0]]), factor(array![[1.0, 1.0, 0.0]]))?;
 /// let columns = ColumnSparse::new(3, factor(array![[0.0], [4.0]]), vec![2])?;
 /// let layer = LostLayer::new(low_rank, columns, 0.25, Activation::Identity)?;
