@@ -4,7 +4,7 @@ use super::alternating::{self, Start};
 use super::{SharedAtoms, SharedDictionary, SharedObjective, SharingReport, check_members};
 use crate::error::{Error, Result};
 use crate::linalg::{self, Threads, matmul};
-use crate::projection::{Guarantee, Objective, Options, Request, Run, ward};
+use crate::projection::{Gram, Guarantee, Objective, Options, Request, Run, ward};
 use crate::registry;
 use crate::scalar::Scalar;
 use ndarray::{Array2, ArrayRef2, Axis, Zip};
@@ -94,10 +94,8 @@ pub fn matrix_pca<T: Scalar, A: Deref<Target = ArrayRef2<T>>>(
     };
     let (found, known) = match objective {
         SharedObjective::Each(grams) => {
-            let mut mean = crate::projection::Gram::new(weights[0].ncols());
-            grams.iter().try_for_each(|gram| {
-                mean.merge(&crate::projection::Gram::from_second_moment(gram.second_moment())?)
-            })?;
+            let mut mean = Gram::new(weights[0].ncols());
+            grams.iter().try_for_each(|gram| mean.merge(&Gram::from_second_moment(gram.second_moment())?))?;
             let starts =
                 [Objective::Frobenius, Objective::Activations(&mean)].map(|start| components(&start));
             let found = alternating::fit(&weights, grams, starts.into_iter().collect::<Result<_>>()?, &run)?;

@@ -31,7 +31,7 @@ impl Gauge {
     /// Refuses heads of odd size where features come in pairs.
     pub(super) fn check(self, size: usize) -> Result<()> {
         match self {
-            Gauge::Rotary(_) if size % 2 != 0 => {
+            Gauge::Rotary(_) if !size.is_multiple_of(2) => {
                 Err(Error::parameter("size of a head", size, "an even number, as features come in pairs"))
             }
             _ => Ok(()),

@@ -66,11 +66,11 @@ impl Heads {
         if count == 0 || rows == 0 || rows % count != 0 {
             return Err(Error::parameter("heads", count, format!("a divisor of {rows}")));
         }
-        for (what, w) in [("key weight", key), ("value weight", value)] {
-            let fits = w.nrows() == rows && (what == "value weight" || w.ncols() == n);
-            if !fits {
-                return Err(Error::shape(what, &[rows, n], w.shape()));
-            }
+        if key.dim() != (rows, n) {
+            return Err(Error::shape("key weight", &[rows, n], key.shape()));
+        }
+        if value.nrows() != rows {
+            return Err(Error::shape("value weight", &[rows, value.ncols()], value.shape()));
         }
         if output.ncols() != rows {
             return Err(Error::shape("output weight", &[output.nrows(), rows], output.shape()));
