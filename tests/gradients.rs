@@ -14,7 +14,7 @@ const SHAPES: [(usize, usize); 8] =
     [(16, 16), (12, 30), (30, 12), (1, 17), (17, 1), (13, 29), (23, 19), (1, 1)];
 
 /// Forms and sizes of families, beside the member that a budget gives.
-const REQUESTS: [(&str, &str); 34] = [
+const REQUESTS: [(&str, &str); 36] = [
     ("low_rank", "form=usv rank=3"),
     ("low_rank", "rank=1"),
     ("block_diagonal", "blocks=3"),
@@ -26,6 +26,8 @@ const REQUESTS: [(&str, &str); 34] = [
     ("monarch", "blocks=5x4 rank=1"),
     ("blast", "blocks=3x4 rank=5"),
     ("blast", "blocks=1x1 rank=2"),
+    ("gblr", "numbers=2"),
+    ("gblr", "numbers=150"),
     ("circulant_diagonal", "terms=1"),
     ("circulant_diagonal", "terms=5"),
     ("block_circulant", "block=1"),
