@@ -347,7 +347,8 @@ fn activations_are_never_worse_than_plain_fits_and_weighted_low_rank() {
 fn a_diagonal_second_moment_is_a_scaling() {
     let w = planted(48, 0.1, 8).0;
     let powers: Vec<f64> = (0..48).map(|j| if j % 3 == 0 { 25.0 } else { 0.2 }).collect();
-    let gram = Gram::from_second_moment(&Array2::from_diag(&powers.iter().copied().collect())).unwrap();
+    let c = Array2::from_shape_fn((48, 48), |(i, j)| if i == j { powers[i] } else { 0.0 });
+    let gram = Gram::from_second_moment(&c).unwrap();
     let spec = Gblr::for_budget(w.dim(), Budget::Ratio(0.15)).unwrap();
     let weighted = Gblr::project(&w, &spec, &Objective::Activations(&gram), &exactly()).unwrap();
     let scaled = Array2::from_shape_fn(w.dim(), |(i, j)| w[[i, j]] * powers[j].sqrt());

@@ -26,6 +26,8 @@ const REQUESTS: [(&str, &str); 36] = [
     ("monarch", "blocks=5x4 rank=1"),
     ("blast", "blocks=3x4 rank=5"),
     ("blast", "blocks=1x1 rank=2"),
+    ("gblr", "numbers=2"),
+    ("gblr", "numbers=150"),
     ("circulant_diagonal", "terms=1"),
     ("circulant_diagonal", "terms=5"),
     ("block_circulant", "block=1"),

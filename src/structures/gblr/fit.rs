@@ -16,6 +16,8 @@ const PER_PRICE: usize = 3;
 const POLISHING: usize = 12;
 /// Prices tried.
 const PRICES: usize = 9;
+/// Entries of a weight up to which both starts go on, and there is time for twice as many sweeps.
+const SMALL_WEIGHT: usize = 1 << 16;
 /// Rounds of candidates of a start, and after each sweep.
 const FIRST_ROUNDS: usize = 100;
 const ROUNDS: usize = 2;
@@ -70,7 +72,7 @@ fn descend(w: &Array2<f64>, spec: &GblrSpec, price: f64, run: &Run<'_>) -> Resul
         overhead: spec.overhead,
         run,
         done: 0,
-        total: run.max_iterations(SWEEPS),
+        total: run.max_iterations(if w.len() <= SMALL_WEIGHT { 2 * SWEEPS } else { SWEEPS }),
         history: Vec::new(),
     };
     let (mut state, history) = search.run(price / most / most / norm / norm)?;
@@ -111,7 +113,7 @@ impl Search<'_> {
             none if none <= 0.0 => 1.0 / (self.w.nrows() + self.w.ncols()) as f64,
             marginal => marginal,
         };
-        let mut number = if least > 0.0 { least } else { marginal };
+        let number = if least > 0.0 { least } else { marginal };
         let price = Price { number, overhead: self.overhead };
         let paying = |a: &&Members| a.gain(a.paying(price), number);
         let grid = members.iter().max_by(|a, b| paying(a).total_cmp(&paying(b))).unwrap_or(closest);
@@ -120,37 +122,52 @@ impl Search<'_> {
         let mut best = Best { energy: state.energy(self.w, self.run.threads()), state };
         drop(members);
 
-        let mut found: Option<(f64, State, Vec<f64>)> = None;
+        let mut found = Vec::new();
         for (k, mut state) in starts.into_iter().enumerate() {
             let mut objective = self.objective(&state, number);
             if k == 1 {
-                objective -= state.grow(self.w, price, self.room(&state), FIRST_ROUNDS, self.run)?;
+                objective -= state.grow(self.w, price, self.room(&state), FIRST_ROUNDS, self.run)?.fall;
             }
             let mut trace = Vec::new();
             self.sweeps(&mut state, number, STARTING, &mut objective, &mut trace, &best)?;
             self.consider(&state, &mut best);
-            if found.as_ref().is_none_or(|(least, ..)| objective < *least) {
-                found = Some((objective, state, trace));
-            }
+            found.push((objective, state, trace));
         }
-        let Some((mut objective, mut state, mut trace)) = found else { return Ok((best.state, Vec::new())) };
-        if least > 0.0 {
-            self.sweeps(&mut state, number, GOING_ON, &mut objective, &mut trace, &best)?;
+        found.sort_by(|a, b| a.0.total_cmp(&b.0));
+        if self.w.len() > SMALL_WEIGHT || least > 0.0 {
+            found.truncate(1);
+        }
+        if least > 0.0
+            && let Some((objective, state, trace)) = found.first_mut()
+        {
+            self.sweeps(state, number, GOING_ON, objective, trace, &best)?;
             if state.size(self.overhead) <= self.limit {
                 let penalty = number * state.size(self.overhead) as f64;
-                let mut energy = objective - penalty;
+                let mut energy = *objective - penalty;
                 while self.done < self.total && trace.len() < 2 * GOING_ON + POLISHING {
                     let fall = state.sweep(self.w, None, self.run)?;
                     energy -= fall;
-                    self.step(&mut trace, (energy + penalty).max(0.0).sqrt())?;
+                    self.step(trace, (energy + penalty).max(0.0).sqrt())?;
                     if fall <= SMALL * (energy + penalty) {
                         break;
                     }
                 }
-                return Ok((state, trace));
+                return Ok((state.clone(), std::mem::take(trace)));
             }
         }
 
+        let mut last = marginal;
+        for (_, mut state, _) in found {
+            last = last.min(self.meet(&mut state, number, least, &mut best)?);
+        }
+        self.fill(&mut best, last)?;
+        self.polish(&mut best)?;
+        Ok((best.state, std::mem::take(&mut self.history)))
+    }
+
+    /// Moves the price until the limit is met, or nearly; the last price.
+    fn meet(&mut self, state: &mut State, number: f64, least: f64, best: &mut Best) -> Result<f64> {
+        let mut number = number;
         let (mut low, mut high) = (None, None);
         for _ in 0..PRICES {
             let size = state.size(self.overhead) as f64 / self.limit as f64;
@@ -168,13 +185,11 @@ impl Search<'_> {
                 _ => number * size.powf(1.5).clamp(0.4, 2.5),
             };
             number = number.max(least);
-            let mut objective = self.objective(&state, number);
-            self.sweeps(&mut state, number, PER_PRICE, &mut objective, &mut Vec::new(), &best)?;
-            self.consider(&state, &mut best);
+            let mut objective = self.objective(state, number);
+            self.sweeps(state, number, PER_PRICE, &mut objective, &mut Vec::new(), best)?;
+            self.consider(state, best);
         }
-        self.fill(&mut best, number.min(marginal))?;
-        self.polish(&mut best)?;
-        Ok((best.state, std::mem::take(&mut self.history)))
+        Ok(number)
     }
 
     fn objective(&self, state: &State, number: f64) -> f64 {
@@ -199,7 +214,7 @@ impl Search<'_> {
         let price = Price { number, overhead: self.overhead };
         for _ in 0..sweeps.min(self.total - self.done) {
             let mut fall = state.sweep(self.w, Some(price), self.run)?;
-            fall += state.grow(self.w, price, self.room(state), ROUNDS, self.run)?;
+            fall += state.grow(self.w, price, self.room(state), ROUNDS, self.run)?.fall;
             *objective -= fall;
             self.history.push(best.energy.sqrt());
             self.step(trace, objective.max(0.0).sqrt())?;
@@ -227,7 +242,8 @@ impl Search<'_> {
         }
     }
 
-    /// Spends what is left of the budget on further components, smaller ones where larger ones do not fit.
+    /// Spends what is left of the budget on further components: parts of them where whole ones do not fit, and less gainful ones where none
+    /// pays.
     fn fill(&self, best: &mut Best, number: f64) -> Result<()> {
         let mut price = Price { number: 0.5 * number, overhead: self.overhead };
         for _ in 0..FILLS {
@@ -235,9 +251,12 @@ impl Search<'_> {
             if room < (2 + self.overhead).max(self.limit / 200) {
                 break;
             }
-            best.state.grow(self.w, price, room, 1, self.run)?;
+            let growth = best.state.grow(self.w, price, room, 1, self.run)?;
             if best.state.len() == before {
-                price.number *= 2.0;
+                match growth.cramped {
+                    Some(v) => best.state.squeeze(self.w, v, room - self.overhead, self.run),
+                    None => price.number *= 0.25,
+                }
             }
         }
         if best.state.len() == 0 && 2 + self.overhead <= self.limit {

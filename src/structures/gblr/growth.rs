@@ -1,11 +1,11 @@
 //! New components: candidates for what is left of a weight, many at a time.
 
 use super::descent::{Price, State, respond};
-use super::intervals::best_interval;
+use super::intervals::{best_interval, best_of_length};
 use crate::error::Result;
 use crate::linalg::{self, dot, matmul, matmul_into, matmul_nt};
 use crate::projection::Run;
-use ndarray::{Array2, Axis, concatenate, s};
+use ndarray::{Array2, ArrayView1, Axis, concatenate, s};
 
 /// How often a candidate's two sides answer each other.
 const ALTERNATIONS: usize = 8;
@@ -15,9 +15,18 @@ const POWERS: usize = 5;
 /// Rows, and columns, among the starts: the largest of so many stretches.
 const STRETCHES: usize = 8;
 
+/// What came of candidates.
+#[derive(Debug, Default)]
+pub(super) struct Growth {
+    /// By how much the penalized objective fell.
+    pub(super) fall: f64,
+    /// The right vector of the first one that would have lowered it and found no room.
+    pub(super) cramped: Option<Vec<f64>>,
+}
+
 impl State {
     /// Adds components that lower the penalized objective, `room` numbers (and overhead) at most, until a round of candidates finds
-    /// none, or `rounds` are done. Returns the fall of the objective.
+    /// none, or `rounds` are done.
     pub(super) fn grow(
         &mut self,
         w: &Array2<f64>,
@@ -25,12 +34,12 @@ impl State {
         room: usize,
         rounds: usize,
         run: &Run<'_>,
-    ) -> Result<f64> {
-        let (mut rest, mut room, mut fall) = (self.residual(w, run.threads()), room, 0.0);
+    ) -> Result<Growth> {
+        let (mut rest, mut room, mut growth) = (self.residual(w, run.threads()), room, Growth::default());
         for round in 0..rounds {
             run.check()?;
-            let (before, gained) = (self.len(), self.add(&rest, price, &mut room, round, run));
-            fall += gained;
+            let before = self.len();
+            self.add(&rest, price, &mut room, round, &mut growth, run);
             if self.len() == before {
                 break;
             }
@@ -38,7 +47,7 @@ impl State {
             let negative = self.u.values.slice(added).mapv(|a| -a);
             matmul_into(&negative.t(), &self.v.values.slice(added), &mut rest, true, run.threads());
         }
-        Ok(fall)
+        Ok(growth)
     }
 
     /// One round: the candidates one after the other, the best first, each against what those before it have left.
@@ -48,8 +57,9 @@ impl State {
         price: Price,
         room: &mut usize,
         round: usize,
+        growth: &mut Growth,
         run: &Run<'_>,
-    ) -> f64 {
+    ) {
         let threads = run.threads();
         let mut right = starts(rest, round, run);
         let squares = |a: &Array2<f64>| a.outer_iter().map(|row| row.dot(&row)).collect::<Vec<_>>();
@@ -61,12 +71,12 @@ impl State {
             right = answer.values.clone();
             candidates = Some((left, answer, gains));
         }
-        let Some((left, right, gains)) = candidates else { return 0.0 };
+        let Some((left, right, gains)) = candidates else { return };
         let gain = |c: usize| gains[c] - price.number * (left.windows[c].len + price.overhead) as f64;
         let mut order: Vec<usize> = (0..gains.len()).filter(|&c| gain(c) > 0.0).collect();
         order.sort_by(|&a, &b| gain(b).total_cmp(&gain(a)).then(a.cmp(&b)));
         let inner = matmul_nt(&right.values, rest, threads);
-        let (first, mut fall) = (self.len(), 0.0);
+        let first = self.len();
         for c in order {
             let v = right.values.row(c);
             let square = v.dot(&v);
@@ -79,15 +89,37 @@ impl State {
             let (window, gain) = best_interval(&gains);
             let size = window.len + right.windows[c].len + price.overhead;
             let gain = gain - price.number * (right.windows[c].len + price.overhead) as f64;
-            if gain > 0.0 && size <= *room {
+            if gain > 0.0 && size > *room {
+                growth.cramped.get_or_insert_with(|| v.to_vec());
+            } else if gain > 0.0 {
                 target.iter_mut().for_each(|t| *t /= square);
                 self.u.push(window, &target);
                 self.v.push(right.windows[c], &v.to_vec());
                 *room -= size;
-                fall += gain;
+                growth.fall += gain;
             }
         }
-        fall
+    }
+}
+
+impl State {
+    /// Adds the component of `room` numbers at most, half of them for its columns, that starts from the right vector `v`.
+    pub(super) fn squeeze(&mut self, w: &Array2<f64>, mut v: Vec<f64>, room: usize, run: &Run<'_>) {
+        let ((m, n), rest) = (w.dim(), self.residual(w, run.threads()));
+        let squares = |a: &[f64]| a.iter().map(|a| a * a).collect::<Vec<_>>();
+        let cols = best_of_length(&squares(&v), (room / 2).min(n).max(room.saturating_sub(m).min(n)));
+        let rows_left = (room - cols.len).min(m);
+        let mut kept = vec![0.0; n];
+        cols.features(n).for_each(|j| kept[j] = v[j]);
+        v = kept;
+        let square = dot(&v, &v);
+        let mut u = rest.dot(&ArrayView1::from(&v)).to_vec();
+        let rows = best_of_length(&squares(&u), rows_left);
+        u.iter_mut().for_each(|u| *u /= square);
+        if square > 0.0 && rows.len > 0 && cols.len > 0 {
+            self.u.push(rows, &u);
+            self.v.push(cols, &v);
+        }
     }
 }
 
