@@ -89,6 +89,7 @@ pub const FAMILIES: &[Entry] = &[
     Entry::of::<Toeplitz>(),
     Entry::of::<Fourier>(),
     Entry::of::<Butterfly>(),
+    Entry::of::<Kaleidoscope>(),
     Entry::of::<Kronecker>(),
     Entry::of::<TensorTrain>(),
     Entry::of::<Cur>(),
@@ -96,6 +97,7 @@ pub const FAMILIES: &[Entry] = &[
     Entry::of::<ColumnSparse>(),
     Entry::of::<SparseLowRank>(),
     Entry::of::<LowRankColumns>(),
+    Entry::of::<Equivariant>(),
 ];
 
 /// The family called `name`.
