@@ -218,8 +218,17 @@ impl<'a> Parts<'a> {
     where
         'a: 'static,
     {
-        if self.children.first().is_none_or(|c| c.structure != F::NAME || c.shape != self.shape) {
-            return Err(self.error(format!("expected a `{}` of the same shape", F::NAME)));
+        self.take_child_of(self.shape)
+    }
+
+    /// The same, for a sub-matrix of another shape.
+    pub(crate) fn take_child_of<F: Family>(&mut self, shape: (usize, usize)) -> Result<F>
+    where
+        'a: 'static,
+    {
+        if self.children.first().is_none_or(|c| c.structure != F::NAME || c.shape != shape) {
+            let (m, n) = shape;
+            return Err(self.error(format!("expected a `{}` of {m} x {n} as a sub-matrix", F::NAME)));
         }
         F::from_parts(self.children.remove(0))
     }

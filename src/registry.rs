@@ -90,6 +90,7 @@ pub const FAMILIES: &[Entry] = &[
     Entry::of::<Toeplitz>(),
     Entry::of::<Fourier>(),
     Entry::of::<Butterfly>(),
+    Entry::of::<Kaleidoscope>(),
     Entry::of::<Kronecker>(),
     Entry::of::<TensorTrain>(),
     Entry::of::<Cur>(),
@@ -99,6 +100,7 @@ pub const FAMILIES: &[Entry] = &[
     Entry::of::<LowRankColumns>(),
     Entry::of::<RemappedLowRank>(),
     Entry::of::<SharedBlocks>(),
+    Entry::of::<Equivariant>(),
 ];
 
 /// The family called `name`.

@@ -14,7 +14,7 @@ const SHAPES: [(usize, usize); 8] =
     [(16, 16), (12, 30), (30, 12), (1, 17), (17, 1), (13, 29), (23, 19), (1, 1)];
 
 /// Forms and sizes of families, beside the member that a budget gives.
-const REQUESTS: [(&str, &str); 36] = [
+const REQUESTS: &[(&str, &str)] = &[
     ("low_rank", "form=usv rank=3"),
     ("low_rank", "rank=1"),
     ("block_diagonal", "blocks=3"),
@@ -40,6 +40,8 @@ const REQUESTS: [(&str, &str); 36] = [
     ("fourier", "transform=dct coefficients=20"),
     ("butterfly", "block=1"),
     ("butterfly", "block=3"),
+    ("kaleidoscope", "block=1"),
+    ("kaleidoscope", "block=3"),
     ("kronecker", "blocks=3x2 terms=2"),
     ("kronecker", "blocks=5x4 terms=1"),
     ("tensor_train", "cores=2 rank=3"),
@@ -49,10 +51,15 @@ const REQUESTS: [(&str, &str); 36] = [
     ("sparse", "pattern=2:4"),
     ("sparse", "pattern=block=2 nnz=8"),
     ("sparse", "nnz=1"),
+    ("sparse", "pattern=butterfly=3"),
     ("sparse_low_rank", "rank=2 nnz=7"),
     ("low_rank_columns", "rank=2 kept=3"),
     ("shared_blocks", "blocks=3 distinct=2"),
     ("shared_blocks", "blocks=1 distinct=1"),
+    ("equivariant", "n=2"),
+    ("equivariant", "group=o n=2 out_axes=2 in_axes=2"),
+    ("equivariant", "group=so n=2 out_axes=3 in_axes=1"),
+    ("equivariant", "group=sp n=4"),
 ];
 
 /// Members of every family, of all forms, at every shape.

@@ -10,6 +10,7 @@ mod circulant_diagonal;
 mod column_sparse;
 mod cur;
 mod dense;
+mod equivariant;
 mod expanded;
 mod fourier;
 mod gblr;
@@ -29,7 +30,7 @@ pub use block_grid::{
     BlockGrid, BlockGridSpec, BlockLowRank, BlockLowRankSpec, ComplexMonarch, Contiguous, Interleaved,
     Monarch, MonarchSpec, RowOrder,
 };
-pub use butterfly::{Butterfly, ButterflySpec};
+pub use butterfly::{Butterfly, ButterflySpec, Kaleidoscope, KaleidoscopeSpec};
 pub use column_sparse::{ColumnSparse, ColumnSparseSpec};
 pub use cur::{Cur, CurMetric, CurSelection, CurSpec, break_even_rank, energy_rank};
 mod spectral;
@@ -39,6 +40,7 @@ pub use block_circulant::{BlockCirculant, BlockCirculantSpec};
 pub use circulant::{Circulant, CirculantSpec};
 pub use circulant_diagonal::{CirculantDiagonal, CirculantDiagonalSpec};
 pub use dense::{Dense, DenseSpec};
+pub use equivariant::{Equivariant, EquivariantDiagram, EquivariantGroup, EquivariantSpec};
 pub use fourier::{Fourier, FourierSpec, FourierTransform};
 pub use gblr::{CyclicWindow, Gblr, GblrComponent, GblrMethod, GblrSpec, window};
 pub use kronecker::{Kronecker, KroneckerSpec};

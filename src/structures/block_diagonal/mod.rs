@@ -9,7 +9,7 @@ use crate::gradient::{Differentiate, gathered, stack_gradient};
 use crate::kernels::PanelMap;
 use crate::linalg::{self, SpdSolver, Threads};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
-use crate::parts::Parts;
+use crate::parts::{MAX_FEATURES, Parts};
 use crate::projection::{Family, Fit, Guarantee, Objective, Request, Run, scale_outputs};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
@@ -70,6 +70,37 @@ impl BlockDiagonal {
     /// As [`new`](Self::new), and [`Error::Parameter`] when a list is no permutation.
     pub fn permuted(shape: (usize, usize), blocks: Factor, rows: Vec<u32>, cols: Vec<u32>) -> Result<Self> {
         Self::checked(shape, blocks, Some((rows, cols)))
+    }
+
+    /// The same with the channel shuffle of ShuffleNet behind the blocks: neighbouring outputs belong to different blocks, in turns, so that
+    /// the next block-diagonal matrix sees all of them. With `b` blocks that divide the shape, row `i` of block `g` is row `i b + g` of the
+    /// matrix; columns stay in order. A fixed stride, so nothing is searched: the nearest such matrix is [`project`](Family::project) of `W` with
+    /// its rows in the order [`shuffle`](Self::shuffle).
+    ///
+    /// Source: X. Zhang et al., "ShuffleNet: an extremely efficient convolutional neural network for mobile devices", 2018.
+    ///
+    /// ```
+    /// use structmat::prelude::*;
+    /// use structmat::ndarray::array;
+    /// let blocks = Factor::from_fn(Storage::F32, (2, 2, 1), |g, i, _| (1 + 2 * g + i) as f64);
+    /// let w = BlockDiagonal::shuffled((4, 2), blocks)?;
+    /// assert_eq!(w.to_dense::<f32>(), array![[1.0, 0.0], [0.0, 3.0], [2.0, 0.0], [0.0, 4.0]]);
+    /// # Ok::<(), structmat::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn shuffled(shape: (usize, usize), blocks: Factor) -> Result<Self> {
+        let rows = Self::shuffle(shape.0, blocks.blocks());
+        let cols = (0..shape.1.min(MAX_FEATURES)).map(|j| j as u32).collect();
+        Self::checked(shape, blocks, Some((rows, cols)))
+    }
+
+    /// The rows of a matrix with `rows` rows in the order in which `blocks` blocks own them after a channel shuffle: those at 0, `blocks`,
+    /// `2 blocks` and so on, then those at 1, `blocks + 1` and so on.
+    pub fn shuffle(rows: usize, blocks: usize) -> Vec<u32> {
+        let rows = rows.min(MAX_FEATURES);
+        (0..blocks.min(rows)).flat_map(|g| (g..rows).step_by(blocks)).map(|i| i as u32).collect()
     }
 
     fn checked((m, n): (usize, usize), blocks: Factor, order: Option<(Vec<u32>, Vec<u32>)>) -> Result<Self> {

@@ -1,15 +1,32 @@
-//! Butterflies in `f64`: hierarchical splitting and least squares stage by stage.
+//! Products of butterfly stages in `f64`: hierarchical splitting and least squares stage by stage.
 
 use crate::error::Result;
 use crate::linalg;
 use crate::projection::{Descent, Objective, Run, Stop, descend, least_squares};
 use ndarray::{Array1, Array2, s};
 
-/// The stages as lists of `2b x 2b` blocks, in the order in which they act.
+/// Stages in the order in which they act.
 #[derive(Debug, Clone)]
 pub(super) struct Stages {
+    /// `b`.
     pub(super) block: usize,
-    pub(super) stages: Vec<Vec<Array2<f64>>>,
+    /// `L`, with `b 2^L` features.
+    pub(super) levels: usize,
+    pub(super) stages: Vec<Stage>,
+}
+
+/// A list of `2b x 2b` blocks that mix the block indices which differ in one bit.
+#[derive(Debug, Clone)]
+pub(super) struct Stage {
+    pub(super) bit: usize,
+    pub(super) blocks: Vec<Array2<f64>>,
+}
+
+impl Stage {
+    /// `M := X M`, or `Xᵀ M`.
+    fn apply(&self, levels: usize, transposed: bool, m: &mut Array2<f64>) {
+        apply(&self.blocks, levels, self.bit, transposed, m);
+    }
 }
 
 /// First features (in units of blocks) of the two halves that block `k` of stage `t` of `levels` mixes.
@@ -37,20 +54,16 @@ pub(super) fn apply(blocks: &[Array2<f64>], levels: usize, t: usize, transposed:
 }
 
 impl Stages {
-    fn levels(&self) -> usize {
-        self.stages.len()
-    }
-
     fn size(&self) -> usize {
-        self.block << self.levels()
+        self.block << self.levels
     }
 
     /// The matrix, cut to `shape`.
     pub(super) fn dense(&self, (m, n): (usize, usize)) -> Array2<f64> {
         let mut dense = Array2::zeros((self.size(), n));
         dense.diag_mut().fill(1.0);
-        for (t, blocks) in self.stages.iter().enumerate() {
-            apply(blocks, self.levels(), t, false, &mut dense);
+        for stage in &self.stages {
+            stage.apply(self.levels, false, &mut dense);
         }
         dense.slice(s![..m, ..]).to_owned()
     }
@@ -61,8 +74,9 @@ impl Stages {
         let size = block << levels;
         let mut padded = Array2::zeros((size, size));
         padded.slice_mut(s![..w.nrows(), ..w.ncols()]).assign(w);
-        let stages = vec![vec![Array2::zeros((0, 0)); 1 << (levels - 1)]; levels];
-        let mut found = Self { block, stages };
+        let blocks = vec![Array2::zeros((0, 0)); 1 << (levels - 1)];
+        let stages = (0..levels).map(|bit| Stage { bit, blocks: blocks.clone() }).collect();
+        let mut found = Self { block, levels, stages };
         found.split_levels(vec![padded], 0, levels, run)?;
         Ok(found)
     }
@@ -77,11 +91,11 @@ impl Stages {
         run: &Run<'_>,
     ) -> Result<()> {
         run.check()?;
-        let (b, levels) = (self.block, self.levels());
+        let (b, levels) = (self.block, self.levels);
         if high == low + 1 {
             for (index, part) in parts.into_iter().enumerate() {
                 let (h, w) = (index >> low, index & ((1 << low) - 1));
-                self.stages[low][h | w << (levels - 1 - low)] = part;
+                self.stages[low].blocks[h | w << (levels - 1 - low)] = part;
             }
             return Ok(());
         }
@@ -112,26 +126,38 @@ impl Stages {
         self.split_levels(right, low, middle, run)
     }
 
-    /// Sweeps of least squares, stage by stage, on the entries that are kept.
+    /// [`split`](Self::split), then sweeps of least squares; none for large matrices.
+    pub(super) fn project(
+        w: &Array2<f64>,
+        block: usize,
+        levels: usize,
+        run: &Run<'_>,
+    ) -> Result<Descent<Self>> {
+        let effort = if w.len() > 1 << 18 { (0, 3) } else { (10, 8) };
+        Self::split(w, block, levels, run)?.improve(w, &Objective::Frobenius, effort, run)
+    }
+
+    /// Sweeps of least squares, stage by stage, on the entries that are kept: so many sweeps at most, of so many steps for each stage.
+    /// Stages of any bits, in any order.
     pub(super) fn improve(
         self,
         w: &Array2<f64>,
         objective: &Objective<'_>,
-        sweeps: usize,
+        (sweeps, steps): (usize, usize),
         run: &Run<'_>,
     ) -> Result<Descent<Self>> {
         let (energy, scale) = (objective.energy(&(w - &self.dense(w.dim()))), objective.energy(w));
         // Below the rounding level of the energy there is nothing to gain.
         let stop = Stop { sweeps: if energy <= 1e-26 * scale { 0 } else { sweeps }, tolerance: 1e-4 };
-        let steps = if w.len() <= 1 << 18 { 8 } else { 3 };
         descend(run, stop, scale, self, energy, |state, _, _| {
-            let (levels, size, b) = (state.levels(), state.size(), state.block);
+            let (levels, size, b) = (state.levels, state.size(), state.block);
             let mut inner = Array2::zeros((size, w.ncols()));
             inner.diag_mut().fill(1.0);
             let mut energy = 0.0;
-            for t in 0..levels {
+            for t in 0..state.stages.len() {
                 let (done, later) = state.stages.split_at_mut(t + 1);
-                let blocks = &mut done[t];
+                let Stage { bit, blocks } = &mut done[t];
+                let bit = *bit;
                 let matrices = |x: &Array1<f64>| -> Vec<Array2<f64>> {
                     let at = |k: usize, i: usize, j: usize| x[(k * 2 * b + i) * 2 * b + j];
                     let block = |k| Array2::from_shape_fn((2 * b, 2 * b), |(i, j)| at(k, i, j));
@@ -139,24 +165,20 @@ impl Stages {
                 };
                 let expand = |x: &Array1<f64>| {
                     let mut dense = inner.clone();
-                    apply(&matrices(x), levels, t, false, &mut dense);
-                    for (l, blocks) in later.iter().enumerate() {
-                        apply(blocks, levels, t + 1 + l, false, &mut dense);
-                    }
+                    apply(&matrices(x), levels, bit, false, &mut dense);
+                    later.iter().for_each(|stage| stage.apply(levels, false, &mut dense));
                     dense.slice(s![..w.nrows(), ..]).to_owned()
                 };
                 let adjoint = |e: &Array2<f64>| {
                     let mut outer = Array2::zeros((size, w.ncols()));
                     outer.slice_mut(s![..w.nrows(), ..]).assign(e);
-                    for (l, blocks) in later.iter().enumerate().rev() {
-                        apply(blocks, levels, t + 1 + l, true, &mut outer);
-                    }
+                    later.iter().rev().for_each(|stage| stage.apply(levels, true, &mut outer));
                     let half = |m: &Array2<f64>, p: usize| m.slice(s![p * b..(p + 1) * b, ..]).to_owned();
                     let both = |m: &Array2<f64>, (p, q): (usize, usize)| {
                         ndarray::concatenate![ndarray::Axis(0), half(m, p), half(m, q)]
                     };
                     let block =
-                        |k| both(&outer, pair(levels, t, k)).dot(&both(&inner, pair(levels, t, k)).t());
+                        |k| both(&outer, pair(levels, bit, k)).dot(&both(&inner, pair(levels, bit, k)).t());
                     Array1::from_iter((0..1usize << (levels - 1)).flat_map(|k| {
                         let gradient: Array2<f64> = block(k);
                         (0..4 * b * b).map(move |e| gradient[[e / (2 * b), e % (2 * b)]])
@@ -165,7 +187,7 @@ impl Stages {
                 let mut x = Array1::from_iter(blocks.iter().flat_map(|block| block.iter().copied()));
                 energy = least_squares(w, objective, run, steps, &mut x, expand, adjoint)?;
                 *blocks = matrices(&x);
-                apply(blocks, levels, t, false, &mut inner);
+                apply(blocks, levels, bit, false, &mut inner);
             }
             Ok(energy)
         })

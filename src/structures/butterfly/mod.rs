@@ -1,6 +1,10 @@
 //! Butterfly matrices.
 
 mod fit;
+mod kaleidoscope;
+mod routing;
+
+pub use kaleidoscope::{Kaleidoscope, KaleidoscopeSpec};
 
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
@@ -67,8 +71,36 @@ impl ButterflySpec {
         Ok(blocks.next_power_of_two().trailing_zeros() as usize)
     }
 
-    fn size(&self, levels: usize, empty: Size) -> Size {
-        empty.factor(levels.saturating_mul(1 << (levels - 1)), 2 * self.block, 2 * self.block)
+    /// Adds what `count` butterflies take.
+    fn size(&self, shape: (usize, usize), count: usize, empty: Size) -> Result<Size> {
+        let levels = self.levels(shape)?;
+        Ok(empty.factor((count * levels).saturating_mul(1 << (levels - 1)), 2 * self.block, 2 * self.block))
+    }
+
+    /// The blocks of the largest product of `count` butterflies that `request` allows.
+    fn choose(structure: &str, shape: (usize, usize), request: &Request, count: usize) -> Result<Self> {
+        if let Some(block) = request.get::<usize>("block")? {
+            let spec = ButterflySpec { block };
+            let size = spec.size(shape, count, request.size())?;
+            return request.require(structure, shape, size).map(|()| spec);
+        }
+        if request.the_budget().is_none() {
+            return Err(Error::parameter("block", "nothing", "a value, or a budget"));
+        }
+        // For each number of levels the block that pads least.
+        let side = shape.0.max(shape.1).max(1);
+        let mut candidates = Vec::new();
+        for levels in 1..=side.max(2).next_power_of_two().trailing_zeros() as usize {
+            let spec = ButterflySpec { block: side.div_ceil(1 << levels) };
+            candidates.push((spec, spec.size(shape, count, request.size())?));
+        }
+        let smallest = candidates.iter().map(|(_, size)| *size).min_by_key(|size| (size.params, size.bytes));
+        if let Some(smallest) = smallest {
+            request.require(structure, shape, smallest)?;
+        }
+        let allowed = candidates.into_iter().filter(|(_, size)| request.allows(shape, *size));
+        let largest = allowed.max_by_key(|(_, size)| size.params);
+        largest.map(|(spec, _)| spec).ok_or_else(|| Error::parameter("block", "nothing", "a larger budget"))
     }
 }
 
@@ -95,7 +127,8 @@ impl Butterfly {
 
     fn from_stages(found: &Stages, shape: (usize, usize), storage: Storage) -> Self {
         let side = 2 * found.block;
-        let stages = found.stages.iter().map(|blocks| Factor::from_blocks(storage, (side, side), blocks));
+        let stages =
+            found.stages.iter().map(|stage| Factor::from_blocks(storage, (side, side), &stage.blocks));
         Self { shape, stages: stages.map(laid_out).collect() }
     }
 }
@@ -194,28 +227,7 @@ impl Family for Butterfly {
     type Spec = ButterflySpec;
 
     fn spec(shape: (usize, usize), request: &Request) -> Result<ButterflySpec> {
-        if let Some(block) = request.get::<usize>("block")? {
-            let spec = ButterflySpec { block };
-            let size = spec.size(spec.levels(shape)?, request.size());
-            return request.require(Self::NAME, shape, size).map(|()| spec);
-        }
-        if request.the_budget().is_none() {
-            return Err(Error::parameter("block", "nothing", "a value, or a budget"));
-        }
-        // For each number of levels the block that pads least.
-        let side = shape.0.max(shape.1).max(1);
-        let mut candidates = Vec::new();
-        for levels in 1..=side.max(2).next_power_of_two().trailing_zeros() as usize {
-            let spec = ButterflySpec { block: side.div_ceil(1 << levels) };
-            candidates.push((spec, spec.size(spec.levels(shape)?, request.size())));
-        }
-        let smallest = candidates.iter().map(|(_, size)| *size).min_by_key(|size| (size.params, size.bytes));
-        if let Some(smallest) = smallest {
-            request.require(Self::NAME, shape, smallest)?;
-        }
-        let allowed = candidates.into_iter().filter(|(_, size)| request.allows(shape, *size));
-        let largest = allowed.max_by_key(|(_, size)| size.params);
-        largest.map(|(spec, _)| spec).ok_or_else(|| Error::parameter("block", "nothing", "a larger budget"))
+        ButterflySpec::choose(Self::NAME, shape, request, 1)
     }
 
     fn fit(
@@ -224,13 +236,10 @@ impl Family for Butterfly {
         objective: &Objective<'_>,
         run: &Run<'_>,
     ) -> Result<Fit<Self>> {
-        let levels = spec.levels(w.dim())?;
-        let found = Stages::split(w, spec.block, levels, run)?;
-        let large = w.len() > 1 << 18;
-        let sweeps = if large { 0 } else { 10 };
-        let mut found = found.improve(w, &Objective::Frobenius, sweeps, run)?;
+        let mut found = Stages::project(w, spec.block, spec.levels(w.dim())?, run)?;
         if objective.second_moment().is_some() {
-            found = found.state.improve(w, objective, if large { 2 } else { 10 }, run)?;
+            let effort = if w.len() > 1 << 18 { (2, 3) } else { (10, 8) };
+            found = found.state.improve(w, objective, effort, run)?;
         }
         Ok(Fit::local(Self::from_stages(&found.state, w.dim(), run.storage()), found.history))
     }

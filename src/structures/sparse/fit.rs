@@ -1,6 +1,6 @@
 //! Which entries to keep, and their values.
 
-use super::{Sparse, SparsePattern, SparseSpec};
+use super::{FlatButterfly, Sparse, SparsePattern, SparseSpec};
 use crate::error::{Error, Result};
 use crate::linalg::matmul;
 use crate::projection::{Fit, Objective, Run, largest, ratio};
@@ -69,6 +69,15 @@ impl Support {
                 largest(&energy, spec.nnz / area.max(1)).into_iter().for_each(|block| kept[block] = true);
                 let inside = |at: &usize| kept[at / n / size * grid + at % n / size];
                 Ok(Self::new((m, n), (0..m * n).filter(inside)))
+            }
+            SparsePattern::Butterfly { size, strides } => {
+                if size == 0 || strides == 0 {
+                    let received = format!("butterfly={size}:{strides}");
+                    return Err(Error::parameter("pattern", received, "blocks and strides of at least 1"));
+                }
+                let flat = FlatButterfly::new((m, n), size, strides);
+                let row = |i: usize| flat.columns(i / size).flatten().map(move |j| i * n + j);
+                Ok(Self::new((m, n), (0..m).flat_map(row)))
             }
         }
     }

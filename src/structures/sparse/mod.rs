@@ -1,8 +1,10 @@
 //! Sparse matrices: free positions, `n:m` groups or small blocks.
 
 mod fit;
+mod flat;
 
 pub(crate) use fit::{Support, refit};
+use flat::FlatButterfly;
 
 use super::expanded::{Expanded, GATHERED};
 use crate::error::{Error, Result};
@@ -31,7 +33,8 @@ use std::str::FromStr;
 /// step lowers the error, and it is never above that of the plain projection.
 ///
 /// Source: S. Han et al., "Learning both weights and connections for efficient neural networks", 2015; A. Mishra et al.,
-/// "Accelerating sparse deep neural networks", 2021 (`n:m`).
+/// "Accelerating sparse deep neural networks", 2021 (`n:m`); T. Dao et al., "Pixelated butterfly: simple and efficient sparse training for neural
+/// network models", 2022 (flat block butterflies, there beside a low-rank part: a [`Sum`](crate::compose::Sum)).
 ///
 /// ```
 /// use structmat::prelude::*;
@@ -67,17 +70,35 @@ pub enum SparsePattern {
         /// Rows and columns.
         size: usize,
     },
+    /// The blocks $(I, J)$ of such a grid with $I = J$, or with $I$ and $J$ that differ in one bit, one of the `strides` lowest: the positions of
+    /// the identity and of all stages of a block butterfly together (a flat butterfly, their sum instead of their product). Grids that are not
+    /// square are the square one of their shorter side, stretched.
+    Butterfly {
+        /// Rows and columns of a block.
+        size: usize,
+        /// How many bits, counted from the lowest; all where there are fewer.
+        strides: usize,
+    },
 }
 
 impl FromStr for SparsePattern {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        let bad = || Error::parameter("pattern", text, "unstructured, n:m with 1 <= n <= m, or block=b");
+        let bad = || {
+            let expected = "unstructured, n:m with 1 <= n <= m, block=b, butterfly=b or butterfly=b:strides";
+            Error::parameter("pattern", text, expected)
+        };
         let number = |part: &str| part.parse::<usize>().ok().filter(|&v| v > 0).ok_or_else(bad);
         if text == "unstructured" {
             Ok(SparsePattern::Unstructured)
         } else if let Some(size) = text.strip_prefix("block=") {
             Ok(SparsePattern::Block { size: number(size)? })
+        } else if let Some(rest) = text.strip_prefix("butterfly=") {
+            let (size, strides) = match rest.split_once(':') {
+                Some((size, strides)) => (size, number(strides)?),
+                None => (rest, usize::MAX),
+            };
+            Ok(SparsePattern::Butterfly { size: number(size)?, strides })
         } else {
             let (n, m) = text.split_once(':').ok_or_else(bad)?;
             let (n, m) = (number(n)?, number(m)?);
@@ -89,7 +110,7 @@ impl FromStr for SparsePattern {
 /// Parameters of [`Sparse`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SparseSpec {
-    /// Positions kept, at most `out * in`. `n:m` patterns determine it; of blocks as many are kept as surely fit.
+    /// Positions kept, at most `out * in`. `n:m` and butterfly patterns determine it; of blocks as many are kept as surely fit.
     pub nnz: usize,
     /// Which positions may be kept together.
     pub pattern: SparsePattern,
@@ -233,7 +254,10 @@ impl Family for Sparse {
     const PARAMETERS: &'static [(&'static str, &'static str)] = &[
         ("nnz", "number of kept entries"),
         ("density", "kept entries as a fraction of all"),
-        ("pattern", "`unstructured` (default), `n:m` (such as `2:4`) or `block=b`"),
+        (
+            "pattern",
+            "`unstructured` (default), `n:m` (such as `2:4`), `block=b`, `butterfly=b` or `butterfly=b:strides`",
+        ),
     ];
     type Spec = SparseSpec;
 
@@ -246,6 +270,11 @@ impl Family for Sparse {
         };
         if let SparsePattern::NofM { n, m } = pattern {
             let nnz = out.saturating_mul(inp / m * n + (inp % m).min(n));
+            request.require(Self::NAME, (out, inp), size(nnz))?;
+            return Ok(SparseSpec { nnz, pattern });
+        }
+        if let SparsePattern::Butterfly { size: block, strides } = pattern {
+            let nnz = FlatButterfly::new((out, inp), block, strides).positions();
             request.require(Self::NAME, (out, inp), size(nnz))?;
             return Ok(SparseSpec { nnz, pattern });
         }
