@@ -18,6 +18,7 @@ mod product;
 mod qr;
 mod real;
 mod spd;
+mod spectrum;
 mod svd;
 mod tridiagonal;
 mod truncated;
@@ -37,6 +38,7 @@ pub(crate) use qr::reflected_q;
 pub use qr::{Qr, qr};
 pub use real::Real;
 pub use spd::{Cholesky, SpdSolver, cholesky, cholesky_shifted};
+pub use spectrum::{energy_rank, entropy_rank, stable_rank};
 pub use svd::{Svd, singular_values, svd};
 pub use truncated::{SvdMethod, SvdOptions, TruncatedSvd, truncated_svd};
 

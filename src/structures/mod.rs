@@ -40,6 +40,7 @@ pub use fourier::{Fourier, FourierSpec, FourierTransform};
 pub use kronecker::{Kronecker, KroneckerSpec};
 pub use low_rank::{LowRank, LowRankForm, LowRankSpec};
 pub use low_rank_columns::{ColumnChoice, LowRankColumns, LowRankColumnsSpec};
+pub(crate) use sparse::Support;
 pub use sparse::{Sparse, SparsePattern, SparseSpec};
 pub use sparse_low_rank::{SparseLowRank, SparseLowRankMethod, SparseLowRankSpec};
 pub use tensor_train::{TensorTrain, TensorTrainSpec};

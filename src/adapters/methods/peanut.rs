@@ -6,13 +6,15 @@ use crate::storage::{Factor, Storage};
 use ndarray::Array2;
 use std::str::FromStr;
 
-/// The activation of [`Peanut`].
+/// An activation: of [`Peanut`], and of [`Bottleneck`](crate::layers::Bottleneck).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `max(x, 0)`.
     Relu,
     /// `x Φ(x)`, with the normal distribution.
     Gelu,
+    /// The same with the distribution approximated by a hyperbolic tangent.
+    GeluTanh,
     /// `x / (1 + exp(-x))`.
     Silu,
     /// The hyperbolic tangent.
@@ -27,11 +29,12 @@ impl FromStr for Activation {
         Ok(match name {
             "relu" => Activation::Relu,
             "gelu" => Activation::Gelu,
+            "gelu_tanh" => Activation::GeluTanh,
             "silu" | "swish" => Activation::Silu,
             "tanh" => Activation::Tanh,
             "sigmoid" => Activation::Sigmoid,
             _ => {
-                let expected = "relu, gelu, silu, tanh, sigmoid".to_owned();
+                let expected = "relu, gelu, gelu_tanh, silu, tanh, sigmoid".to_owned();
                 return Err(Error::Unknown { kind: "activation", name: name.to_owned(), expected });
             }
         })
@@ -46,6 +49,10 @@ impl Activation {
             Activation::Relu if x.is_nan() => x,
             Activation::Relu => x.max(0.0),
             Activation::Gelu => 0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2)),
+            Activation::GeluTanh => {
+                let inner = (2.0 * std::f64::consts::FRAC_1_PI).sqrt() * (x + 0.044715 * x.powi(3));
+                0.5 * x * (1.0 + inner.tanh())
+            }
             Activation::Silu => x * sigmoid(x),
             Activation::Tanh => x.tanh(),
             Activation::Sigmoid => sigmoid(x),

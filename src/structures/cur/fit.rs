@@ -90,13 +90,7 @@ pub(super) fn fit(
 
 fn rank_of_energy(a: &Array2<f64>, energy: f64, run: &Run<'_>) -> Result<usize> {
     let values = linalg::singular_values(a, run.threads())?;
-    let goal = energy * values.iter().map(|s| s * s).sum::<f64>();
-    let mut sum = 0.0;
-    let reached = values.iter().position(|s| {
-        sum += s * s;
-        sum >= goal
-    });
-    Ok(reached.map_or(values.len(), |k| k + 1).max(1))
+    Ok(linalg::energy_rank(&values, energy).max(1))
 }
 
 /// Choices of `rank` rows and columns: one, or those among which [`CurSelection::Auto`] picks. `metric` is what is to be explained, by
