@@ -14,6 +14,8 @@ pub enum Activation {
     Relu,
     /// `x Φ(x)`, with the normal distribution.
     Gelu,
+    /// The same with the distribution approximated by a hyperbolic tangent.
+    GeluTanh,
     /// `x / (1 + exp(-x))`.
     Silu,
     /// The hyperbolic tangent.
@@ -29,11 +31,12 @@ impl FromStr for Activation {
             "identity" => Activation::Identity,
             "relu" => Activation::Relu,
             "gelu" => Activation::Gelu,
+            "gelu_tanh" => Activation::GeluTanh,
             "silu" | "swish" => Activation::Silu,
             "tanh" => Activation::Tanh,
             "sigmoid" => Activation::Sigmoid,
             _ => {
-                let expected = "identity, relu, gelu, silu, tanh, sigmoid".to_owned();
+                let expected = "identity, relu, gelu, gelu_tanh, silu, tanh, sigmoid".to_owned();
                 return Err(Error::Unknown { kind: "activation", name: name.to_owned(), expected });
             }
         })
@@ -48,6 +51,7 @@ impl Activation {
             Activation::Relu if x.is_nan() => x,
             Activation::Relu => x.max(0.0),
             Activation::Gelu => x * normal(x),
+            Activation::GeluTanh => 0.5 * x * (1.0 + bent(x).tanh()),
             // Far below zero, 0 times infinity would be none.
             Activation::Silu if sigmoid(x) == 0.0 => 0.0,
             Activation::Silu => x * sigmoid(x),
@@ -65,6 +69,13 @@ impl Activation {
             Activation::Gelu => {
                 normal(x) + x * (-0.5 * x * x).exp() * std::f64::consts::FRAC_2_SQRT_PI / 8f64.sqrt()
             }
+            Activation::GeluTanh => {
+                let tanh = bent(x).tanh();
+                let slope = BEND * (1.0 + 3.0 * 0.044715 * x * x);
+                // Far from zero, infinity times 0 would be none.
+                let rest = if tanh.abs() == 1.0 { 0.0 } else { x * (1.0 - tanh * tanh) * slope };
+                0.5 * (1.0 + tanh + rest)
+            }
             Activation::Silu if sigmoid(x) == 0.0 => 0.0,
             Activation::Silu => sigmoid(x) * (1.0 + x * (1.0 - sigmoid(x))),
             Activation::Tanh => 1.0 - x.tanh().powi(2),
@@ -80,6 +91,14 @@ impl Activation {
 
 fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
+}
+
+/// `sqrt(2 / π)`.
+const BEND: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
+
+/// What the hyperbolic tangent of [`Activation::GeluTanh`] is taken of.
+fn bent(x: f64) -> f64 {
+    BEND * (x + 0.044715 * x.powi(3))
 }
 
 /// The normal distribution function.
@@ -107,7 +126,7 @@ mod tests {
 
     #[test]
     fn slopes_are_those_of_the_values() {
-        for name in ["identity", "relu", "gelu", "silu", "tanh", "sigmoid"] {
+        for name in ["identity", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"] {
             let f: Activation = name.parse().unwrap();
             assert_eq!(serde_json::to_value(f).unwrap(), name);
             for k in -40..=40 {

@@ -20,7 +20,7 @@ use structmat::linalg::{self, SvdMethod, SvdOptions, Threads};
 use structmat::models::{Architecture, Model, Sizes, Tokens, Transformer};
 use structmat::ndarray::{Array2, Axis, s};
 use structmat::prelude::*;
-use structmat::structures::{LostComponents, energy_rank};
+use structmat::structures::{LostComponents, curing_rank};
 use structmat::{Error, Scalar};
 
 fn low_rank(w: &Array2<f64>, rank: usize, objective: &Objective<'_>) -> LowRank {
@@ -673,22 +673,22 @@ fn curing_ranks_by_break_even_and_by_energy() {
         energy(&spectrum[..rank]) / energy(&spectrum)
     };
     for energy in [0.85, 0.88, 0.91] {
-        let plain = energy_rank(&spectrum, (1024, 4096), energy, 1).unwrap();
+        let plain = curing_rank(&spectrum, (1024, 4096), energy, 1).unwrap();
         assert!(holds(plain) >= energy && holds(plain - 1) < energy);
-        let rounded = energy_rank(&spectrum, (1024, 4096), energy, 128).unwrap();
+        let rounded = curing_rank(&spectrum, (1024, 4096), energy, 128).unwrap();
         assert!(rounded.is_multiple_of(128) && rounded >= plain && rounded < plain + 128);
     }
     // A flat spectrum needs more than break-even: nothing to save.
     let flat = vec![1.0; 1024];
-    assert!(matches!(energy_rank(&flat, (1024, 4096), 0.85, 128), Err(Error::Parameter { .. })));
-    assert_eq!(energy_rank(&flat, (1024, 4096), 0.6, 128).unwrap(), 640);
+    assert!(matches!(curing_rank(&flat, (1024, 4096), 0.85, 128), Err(Error::Parameter { .. })));
+    assert_eq!(curing_rank(&flat, (1024, 4096), 0.6, 128).unwrap(), 640);
     for bad in [
-        energy_rank(&flat, (1024, 4096), 0.0, 128),
-        energy_rank(&flat, (1024, 4096), f64::NAN, 128),
-        energy_rank(&flat, (1024, 4096), 0.5, 0),
-        energy_rank(&[], (1024, 4096), 0.5, 1),
-        energy_rank(&[f64::NAN], (1024, 4096), 0.5, 1),
-        energy_rank(&[1.0], (1, 1), 1.0, 1),
+        curing_rank(&flat, (1024, 4096), 0.0, 128),
+        curing_rank(&flat, (1024, 4096), f64::NAN, 128),
+        curing_rank(&flat, (1024, 4096), 0.5, 0),
+        curing_rank(&[], (1024, 4096), 0.5, 1),
+        curing_rank(&[f64::NAN], (1024, 4096), 0.5, 1),
+        curing_rank(&[1.0], (1, 1), 1.0, 1),
     ] {
         assert!(matches!(bad, Err(Error::Parameter { .. })));
     }
@@ -697,7 +697,7 @@ fn curing_ranks_by_break_even_and_by_energy() {
     let values = linalg::singular_values(&w, Threads::ONE).unwrap();
     let spec = CurSpec { rank: 30, energy: Some(0.99), ..Default::default() };
     let found = Cur::project(&w, &spec, &Objective::Frobenius, &exactly()).unwrap().matrix;
-    assert_eq!(found.rank(), energy_rank(&values, (80, 60), 0.99, 1).unwrap());
+    assert_eq!(found.rank(), curing_rank(&values, (80, 60), 0.99, 1).unwrap());
 }
 
 #[test]

@@ -28,6 +28,8 @@ pub struct IncrementalPca {
     count: usize,
     mean: Array1<f64>,
     components: Array2<f64>,
+    /// Those before the last batch.
+    previous: Array2<f64>,
     values: Vec<f64>,
     total: f64,
 }
@@ -40,6 +42,7 @@ impl IncrementalPca {
             count: 0,
             mean: Array1::zeros(0),
             components: Array2::zeros((0, 0)),
+            previous: Array2::zeros((0, 0)),
             values: Vec::new(),
             total: 0.0,
         }
@@ -74,7 +77,8 @@ impl IncrementalPca {
         };
         self.count += batch;
         let found = svd(&rows, Threads::ONE)?.truncate(self.most);
-        (self.components, self.values) = (found.vt, found.s);
+        self.previous = std::mem::replace(&mut self.components, found.vt);
+        self.values = found.s;
         for mut row in self.components.outer_iter_mut() {
             let largest = row.iter().fold(0.0f64, |best, v| if v.abs() > best.abs() { *v } else { best });
             if largest < 0.0 {
@@ -97,6 +101,18 @@ impl IncrementalPca {
     /// The share of the variance that each component explains.
     pub fn ratios(&self) -> Vec<f64> {
         self.values.iter().map(|s| if self.total > 0.0 { s * s / self.total } else { 0.0 }).collect()
+    }
+
+    /// Whether the last batch left the first `rank` components where they were: each has a cosine of at least `least` (0.99 in EVA) with what it
+    /// was before. A layer then need not listen any more, until its rank grows.
+    pub fn converged(&self, rank: usize, least: f64) -> bool {
+        rank <= self.previous.nrows().min(self.components.nrows())
+            && self
+                .components
+                .outer_iter()
+                .zip(self.previous.outer_iter())
+                .take(rank)
+                .all(|(now, before)| now.dot(&before) >= least)
     }
 
     /// The first `rank` components as LoRA's `A`, which starts with `B = 0`; whitened, each is divided by the square root of its singular value.

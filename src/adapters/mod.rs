@@ -12,6 +12,7 @@
 //! - [`init`]: where adapters start, from inputs (EVA) or from a slice of the weight (PiSSA, URAE).
 //! - [`rules`]: which parts stay while adapters are trained. [`low_rank_chain`]: changes of several matrices that make a given product.
 //! - [`several`]: weighted sums, and batches whose rows use different adapters; [`Edit::then`] chains edits in order.
+//! - [`analysis`]: what fine-tuning did to a weight. [`watermark`]: bits in a low-rank change.
 //! - [`Edit::merge`] makes the merged weight in the storage of the base, and reports what rounding did to it.
 
 //!
@@ -32,6 +33,7 @@
 //! ```
 
 mod additive;
+pub mod analysis;
 mod chain;
 mod edit;
 pub mod extract;
@@ -42,6 +44,7 @@ pub mod peft;
 mod rows;
 pub mod rules;
 pub mod several;
+pub mod watermark;
 
 pub use additive::{Additive, Multiplicative};
 pub use chain::low_rank_chain;

@@ -3,7 +3,9 @@
 //! [`allocate`] spends bytes (or parameters, or seconds) where they lower the total error most, over any list of candidates per
 //! matrix. The published rules for ranks are here to compare with: [`threshold_ranks`] and [`LrcSplit`] (WeLore), [`split_ranks`] (LoRAP),
 //! [`SoftRanks`] and [`SoftRankTrainer`] (Dobi-SVD), [`reduced_rank`] (LASER); and one for bits: [`bits_reverse_waterfill`] (CASP).
+//! [`apportion`] makes whole parts of shares.
 
+mod apportion;
 mod bits;
 mod hull;
 mod lrc;
@@ -11,6 +13,7 @@ mod ranks;
 mod soft;
 mod soft_training;
 
+pub use apportion::apportion;
 pub use bits::{BitAllocation, bits_reverse_waterfill};
 pub use hull::{Allocation, Candidate, allocate, uniform};
 pub use lrc::{LrcMatrix, LrcSplit, factors_pay};

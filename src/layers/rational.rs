@@ -26,9 +26,9 @@ pub enum Denominator {
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct GroupRational {
-    form: Denominator,
-    numerator: Array2<f64>,
-    denominator: Array2<f64>,
+    pub(super) form: Denominator,
+    pub(super) numerator: Array2<f64>,
+    pub(super) denominator: Array2<f64>,
 }
 
 impl GroupRational {

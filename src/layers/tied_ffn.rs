@@ -233,6 +233,7 @@ fn activate<T: Scalar>(activation: Activation, row: &mut [T], policy: Policy) {
         Activation::Identity => return,
         Activation::Relu => Some(models::Activation::Relu),
         Activation::Gelu => Some(models::Activation::Gelu),
+        Activation::GeluTanh => Some(models::Activation::GeluTanh),
         Activation::Silu => Some(models::Activation::Silu),
         Activation::Tanh | Activation::Sigmoid => None,
     };

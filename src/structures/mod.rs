@@ -32,7 +32,7 @@ pub use block_grid::{
 };
 pub use butterfly::{Butterfly, ButterflySpec, Kaleidoscope, KaleidoscopeSpec};
 pub use column_sparse::{ColumnSparse, ColumnSparseSpec};
-pub use cur::{Cur, CurMetric, CurSelection, CurSpec, break_even_rank, energy_rank};
+pub use cur::{Cur, CurMetric, CurSelection, CurSpec, break_even_rank, curing_rank};
 mod spectral;
 mod toeplitz;
 
@@ -49,6 +49,7 @@ pub(crate) use low_rank_columns::lost_start;
 pub use low_rank_columns::{ColumnChoice, LostComponents, LowRankColumns, LowRankColumnsSpec};
 pub use remapped_low_rank::{RemappedLowRank, RemappedLowRankSpec};
 pub use shared_blocks::{BlockSharing, SharedBlocks, SharedBlocksSpec};
+pub(crate) use sparse::Support;
 pub use sparse::{Sparse, SparsePattern, SparseSpec};
 pub use sparse_low_rank::{SparseLowRank, SparseLowRankMethod, SparseLowRankSpec};
 pub use tensor_train::{TensorTrain, TensorTrainSpec};

@@ -3,6 +3,7 @@
 //! | method | change of `W` | cost per vector, beside the base's |
 //! |---|---|---|
 //! | [`lora`], [`scaled_lora`] | $B\,\mathrm{diag}(s) A$ | $r (m + n)$ |
+//! | [`stacked_lora`], [`multi_lora`], [`Pyramid`], [`Cola`], [`capaboost`] | sums of low-rank changes | that of LoRA of all ranks |
 //! | [`loha`] | $s\,(A_1 B_1) \circ (A_2 B_2)$ | $r^2 (m + n)$, at most $mn$ |
 //! | [`lokr`] | $s\,A \otimes B$ | two small products |
 //! | [`fourier_ft`] | $s\,\mathrm{Re}\,\mathrm{ifft2}$ of a sparse spectrum | two transforms |
@@ -10,7 +11,10 @@
 //! | [`c3a`] | grid of circulant blocks | transforms of blocks |
 //! | [`gralora`] | grid of low-rank blocks | $r (m + n)$ |
 //! | [`miss`] | folded inputs | $n + r m$ |
-//! | [`core`], [`qr_lora`], [`spectral_rotation`] | $s B R A$ in frozen bases | $r (m + n)$ |
+//! | [`core`], [`TuckerStack`], [`Skeleton`], [`qr_lora`], [`spectral_rotation`] | $s B R A$ in frozen bases | $r (m + n)$ |
+//! | [`SpectralAdditive`] | $(U + E_U)\,\Sigma (V + E_V)^T - U \Sigma V^T$ | $2 r (m + n)$ |
+//! | [`Dota`] | cores of a tensor train beside a residual | that of the train |
+//! | [`CpKernel`], [`conv_lora`] | of convolution kernels | $r (m + n)$; thin convolutions |
 //! | [`phm`] | sum of Kronecker products | small products |
 //! | [`diablo`] | block-diagonal | $mn / N$ |
 //! | [`sparse_delta`] | entries | one per entry |
@@ -21,17 +25,22 @@
 //! | [`Dora`] | rows of $W + D$ rescaled | that of $D$, and $m$ |
 //! | [`Hadamard`] | $W \circ (B A)$ | $mn$, made when bound |
 //! | [`Bat`] | $W_{oi} B_o + B_o$ | $mn$, made when bound |
-//! | [`Spectral`] | singular values or vectors of `W` | low-rank |
+//! | [`Spectral`], [`vector_fit`] | singular values or vectors of `W` | low-rank |
 //! | [`deft`] | a subspace of the outputs replaced | $r (3 m + n)$ |
 //! | [`Glora`], [`Frod`], [`Peanut`] | see there | |
 
 mod bat;
 mod boft;
 mod c3a;
+mod capaboost;
+mod cola;
+mod conv_lora;
 mod core;
+mod cp_kernel;
 mod deft;
 mod diablo;
 mod dora;
+mod dota;
 mod fourier_ft;
 mod frod;
 mod glora;
@@ -42,16 +51,22 @@ mod loha;
 mod lokr;
 mod lora;
 mod miss;
+mod multi_lora;
 mod oft;
 mod peanut;
 mod phm;
+mod pyramid;
 mod qr_lora;
 mod road;
 mod scaling;
+mod skeleton;
 mod sparse_delta;
 mod spectral;
+mod spectral_additive;
 mod spectral_rotation;
 mod tokens;
+mod tucker;
+mod vector_fit;
 mod wave_ft;
 mod wavelets;
 
@@ -59,10 +74,15 @@ pub use crate::activation::Activation;
 pub use bat::Bat;
 pub use boft::boft;
 pub use c3a::c3a;
-pub use core::{core, shared_core};
+pub use capaboost::{CapaDensity, CapaMasks, capaboost};
+pub use cola::{Cola, ColaMerged, ColaSettings};
+pub use conv_lora::conv_lora;
+pub use core::{core, core_gradient, lora_xs_basis, nearest_core, shared_core};
+pub use cp_kernel::CpKernel;
 pub use deft::{DeftForm, deft};
 pub use diablo::diablo;
 pub use dora::Dora;
+pub use dota::Dota;
 pub use fourier_ft::fourier_ft;
 pub use frod::Frod;
 pub use glora::{Glora, Path};
@@ -72,18 +92,24 @@ pub use hra::hra;
 pub use loha::loha;
 pub use lokr::lokr;
 pub(crate) use lora::low_rank;
-pub use lora::{lora, scaled_lora};
+pub use lora::{lora, scaled_lora, stacked_lora};
 pub use miss::miss;
+pub use multi_lora::multi_lora;
 pub use oft::{Rotation, oft, skew};
 pub use peanut::Peanut;
 pub use phm::phm;
+pub use pyramid::Pyramid;
 pub use qr_lora::{qr_basis, qr_lora};
 pub use road::{RoadVariant, road};
 pub use scaling::scaling;
+pub use skeleton::{Skeleton, SkeletonBasis};
 pub use sparse_delta::sparse_delta;
 pub use spectral::{Component, Spectral};
+pub use spectral_additive::{SpectralAdditive, SpectralChange};
 pub use spectral_rotation::spectral_rotation;
 pub use tokens::Tokens;
+pub use tucker::TuckerStack;
+pub use vector_fit::vector_fit;
 pub use wave_ft::wave_ft;
 pub use wavelets::Wavelet;
 

@@ -1,5 +1,5 @@
 use super::low_rank;
-use crate::adapters::{Adapter, Boxed, Edit, check_base};
+use crate::adapters::{Adapter, BiasEdit, Boxed, Edit, check_base};
 use crate::compose::Sum;
 use crate::error::{Error, Result};
 use crate::linalg::{Svd, Threads, qr, svd};
@@ -12,6 +12,8 @@ use ndarray::{Axis, s};
 pub enum Component {
     /// `σ' = max(σ + δ, 0)`: SVDiff.
     Shift(Vec<f64>),
+    /// `σ' = σ + δ`, which may turn negative: VectorFit.
+    Offset(Vec<f64>),
     /// `σ' = σ z`: singular value fine-tuning as published.
     Scale(Vec<f64>),
     /// `σ' = σ z Σσ / Σ(σ z)`: as its code does it. A common factor of `z` has no effect.
@@ -54,6 +56,7 @@ pub struct Spectral {
     component: Component,
     plus: Option<Boxed>,
     params: usize,
+    bias: BiasEdit,
 }
 
 impl Spectral {
@@ -71,7 +74,9 @@ impl Spectral {
     ) -> Result<Self> {
         let most = m.min(n);
         match &component {
-            Component::Shift(v) | Component::Scale(v) | Component::NuclearScale(v) if v.len() != most => {
+            Component::Shift(v) | Component::Offset(v) | Component::Scale(v) | Component::NuclearScale(v)
+                if v.len() != most =>
+            {
                 return Err(Error::shape("singular values of an adapter", &[most], &[v.len()]));
             }
             Component::WithoutTop(k) | Component::TopOnly(k) | Component::WithoutQr { rank: k, .. }
@@ -86,7 +91,17 @@ impl Spectral {
         {
             return Err(Error::shape("additive part of a spectral adapter", &[m, n], &[rows, cols]));
         }
-        Ok(Self { kind, shape: (m, n), component, plus, params })
+        Ok(Self { kind, shape: (m, n), component, plus, params, bias: BiasEdit::default() })
+    }
+
+    /// With a change of the bias.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when it is for another number of outputs.
+    pub fn with_bias(self, bias: BiasEdit) -> Result<Self> {
+        // The edit checks it.
+        Edit::of(self.shape).with_bias(bias.clone())?;
+        Ok(Self { bias, ..self })
     }
 
     /// How much each component of `W` is multiplied by, minus 1.
@@ -96,6 +111,7 @@ impl Spectral {
         };
         match &self.component {
             Component::Shift(shift) => edited(&|k, s| (s + shift[k]).max(0.0)),
+            Component::Offset(shift) => shift.clone(),
             Component::Scale(z) => edited(&|k, s| s * z[k]),
             Component::NuclearScale(z) => {
                 let total: f64 = sigma.iter().sum();
@@ -141,7 +157,7 @@ impl Adapter for Spectral {
                 terms.push(low_rank(factor(&u), &scales, factor(&vt))?);
             }
         }
-        let edit = Edit::of(self.shape);
+        let edit = Edit::of(self.shape).with_bias(self.bias.clone())?;
         match terms.len() {
             0 => Ok(edit),
             1 => edit.with_delta(terms.remove(0)),

@@ -89,7 +89,8 @@ pub(super) fn fit(
 }
 
 fn rank_of_energy(a: &Array2<f64>, energy: f64, run: &Run<'_>) -> Result<usize> {
-    Ok(super::rank::leading(&linalg::singular_values(a, run.threads())?, energy))
+    let values = linalg::singular_values(a, run.threads())?;
+    Ok(linalg::energy_rank(&values, energy).max(1))
 }
 
 /// Choices of `rank` rows and columns: one, or those among which [`CurSelection::Auto`] picks. `metric` is what is to be explained, by

@@ -3,7 +3,7 @@
 mod fit;
 mod rank;
 
-pub use rank::{break_even_rank, energy_rank};
+pub use rank::{break_even_rank, curing_rank};
 
 use crate::error::{Error, Result};
 use crate::exec::Workspace;

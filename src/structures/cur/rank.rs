@@ -1,6 +1,7 @@
 //! How many columns and rows.
 
 use crate::error::{Error, Result};
+use crate::linalg;
 
 /// The largest rank at which `C U R` has fewer parameters than a dense `out x in` matrix, $r (m + n) + r^2 < m n$; 0 when there is none.
 pub fn break_even_rank(out: usize, inp: usize) -> usize {
@@ -23,12 +24,12 @@ pub fn break_even_rank(out: usize, inp: usize) -> usize {
 /// and for a rank above [`break_even_rank`], at which nothing would be saved.
 ///
 /// ```
-/// use structmat::structures::energy_rank;
-/// assert_eq!(energy_rank(&[3.0, 2.0, 1.0, 0.5], (100, 40), 0.9, 1)?, 2);
-/// assert_eq!(energy_rank(&[3.0, 2.0, 1.0, 0.5], (100, 40), 0.9, 8)?, 8);
+/// use structmat::structures::curing_rank;
+/// assert_eq!(curing_rank(&[3.0, 2.0, 1.0, 0.5], (100, 40), 0.9, 1)?, 2);
+/// assert_eq!(curing_rank(&[3.0, 2.0, 1.0, 0.5], (100, 40), 0.9, 8)?, 8);
 /// # Ok::<(), structmat::Error>(())
 /// ```
-pub fn energy_rank(
+pub fn curing_rank(
     spectrum: &[f64],
     (out, inp): (usize, usize),
     energy: f64,
@@ -46,22 +47,15 @@ pub fn energy_rank(
     if let Some(bad) = spectrum.iter().find(|s| !(**s >= 0.0 && s.is_finite())) {
         return Err(Error::parameter("spectrum", bad, "finite numbers >= 0"));
     }
-    let rounded = leading(spectrum, energy).div_ceil(multiple).saturating_mul(multiple).min(out.min(inp));
+    let rounded = linalg::energy_rank(spectrum, energy)
+        .max(1)
+        .div_ceil(multiple)
+        .saturating_mul(multiple)
+        .min(out.min(inp));
     let most = break_even_rank(out, inp);
     if rounded > most {
         let expected = format!("one that rank {most} holds: beyond, C U R is no smaller than the matrix");
         return Err(Error::parameter("energy", format!("{energy} (rank {rounded})"), expected));
     }
     Ok(rounded)
-}
-
-/// How many leading values hold the fraction `energy` of the energy, at least one.
-pub(super) fn leading(spectrum: &[f64], energy: f64) -> usize {
-    let goal = energy * spectrum.iter().map(|s| s * s).sum::<f64>();
-    let mut sum = 0.0;
-    let reached = spectrum.iter().position(|s| {
-        sum += s * s;
-        sum >= goal
-    });
-    reached.map_or(spectrum.len(), |k| k + 1).max(1)
 }
