@@ -76,11 +76,15 @@ impl RemappedLowRank {
     /// The product of `u` (out x rank) and `v` (rank x in), rounded to a storage.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the inner sizes differ, [`Error::NonFinite`] for NaN or infinities.
+    /// [`Error::Shape`] when the inner sizes differ, [`Error::Parameter`] for a rank above `min(out, in)`, [`Error::NonFinite`] for NaN or
+    /// infinities.
     pub fn from_factors(storage: Storage, u: &ArrayRef2<f64>, v: &ArrayRef2<f64>) -> Result<Self> {
         let ((m, k), n) = (u.dim(), v.ncols());
         if v.nrows() != k {
             return Err(Error::shape("v", &[k, n], v.shape()));
+        }
+        if k > m.min(n) {
+            return Err(Error::parameter("rank", k, format!("at most {}", m.min(n))));
         }
         check_finite("u", u)?;
         let (mut u, mut v, r) = (u.to_owned(), v.to_owned(), m.min(n));
@@ -104,7 +108,7 @@ impl RemappedLowRank {
     fn packed(shape: (usize, usize), u: Factor, v: Factor, rest: Factor) -> Self {
         let coded = |factor: Factor| {
             let storage = halved(factor.storage());
-            if storage == factor.storage() { factor } else { factor.to_storage(storage) }
+            if storage == factor.storage() || factor.len() == 0 { factor } else { factor.to_storage(storage) }
         };
         let (u, v) = (coded(u).packed_forward(), coded(v).packed_forward());
         Self { shape, u, v, rest: rest.packed_forward() }
@@ -173,7 +177,8 @@ impl<T: Scalar> Differentiate<T> for RemappedLowRank {
             false => dv.slice(s![.., .., meet..]),
         };
         let (u_head, v_head) = (du.slice(s![.., ..meet, ..]), dv.slice(s![.., .., ..meet]));
-        vec![rest.to_owned(), u_head.to_owned(), v_head.to_owned()]
+        let rest = (!rest.is_empty()).then(|| rest.to_owned());
+        rest.into_iter().chain([u_head.to_owned(), v_head.to_owned()]).collect()
     }
 }
 
@@ -203,8 +208,11 @@ impl StructuredMatrix for RemappedLowRank {
         w
     }
     fn parts(&self) -> Parts<'_> {
-        // The rest first: its storage is the one that was asked for.
-        let parts = Parts::new(Self::NAME, self.shape).factor("rest", &self.rest);
+        // The rest first, where there is one: its storage is the one that was asked for.
+        let mut parts = Parts::new(Self::NAME, self.shape);
+        if self.rest.len() > 0 {
+            parts = parts.factor("rest", &self.rest);
+        }
         parts.factor("u", &self.u).factor("v", &self.v)
     }
     fn clone_box(&self) -> Box<dyn StructuredMatrix> {
@@ -263,10 +271,17 @@ impl Family for RemappedLowRank {
     }
 
     fn from_parts(mut parts: Parts<'static>) -> Result<Self> {
-        let (u, v, rest) = (parts.take_factor("u")?, parts.take_factor("v")?, parts.take_factor("rest")?);
+        let (u, v) = (parts.take_factor("u")?, parts.take_factor("v")?);
         let ((m, n), k) = (parts.shape(), u.cols());
         let meet = m.min(n);
         let other = if m > n { (1, m - meet, k) } else { (1, k, n - meet) };
+        let rest = match parts.take_factor("rest") {
+            Err(_) if m == n || k == 0 => Factor::from_fn(Storage::F32, other, |_, _, _| 0.0),
+            rest => rest?,
+        };
+        if k > meet {
+            return Err(parts.error(format!("rank {k}: expected at most {meet}")));
+        }
         if u.shape() != (1, meet, k) || v.shape() != (1, k, meet) || rest.shape() != other {
             let (u, v, rest) = (u.shape(), v.shape(), rest.shape());
             return Err(parts.error(format!(
