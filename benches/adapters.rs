@@ -3,7 +3,8 @@
 //!
 //! `cargo bench --bench adapters` runs criterion's groups, `cargo bench --bench adapters -- lora/16` some of them.
 //! `cargo bench --bench adapters -- --table` takes the times of each row in turns and prints one table of ratios of medians; more words keep the
-//! rows that contain one of them, as in `-- --table 4096x4096 rows`. `STRUCTMAT_BENCH=full` takes every method at 4096 x 4096.
+//! rows that contain one of them, as in `-- --table 4096x4096 rows`. `-- --table --least` takes the least times instead, for a machine that others
+//! use too. `STRUCTMAT_BENCH=full` takes every method at 4096 x 4096.
 
 #[path = "../examples/cli/dense.rs"]
 mod dense;
@@ -25,9 +26,11 @@ use structmat::prelude::*;
 type Boxed = Box<dyn Adapter>;
 
 /// Turns of each product; the ratios are of medians.
-const ROUNDS: usize = 15;
-/// Seconds of each turn.
-const TURN: f64 = 4e-3;
+const ROUNDS: usize = 41;
+/// Seconds of each turn, where one product does not take longer: so short that most are not interrupted where others use the machine too.
+const TURN: f64 = 5e-4;
+/// Seconds of all turns of one product, about: large ones get fewer.
+const TOTAL: f64 = 1.0;
 
 /// Numbers between -1 and 1, other ones for another seed.
 fn numbers(rows: usize, cols: usize, seed: usize) -> Array2<f64> {
@@ -176,7 +179,8 @@ impl Base {
     fn row(&self, name: &str, adapter: &dyn Adapter, batch: usize) -> Row {
         let edit = Rc::new(adapter.edit(self.weight.as_ref()).expect("a base that fits"));
         let (x, y) = self.inputs(batch);
-        let merged = edit.merged(self.weight.as_ref()).expect("a base that fits").mapv(|v| v as f32);
+        let merged = edit.merged(self.weight.as_ref()).expect("a base that fits");
+        let merged = merged.as_standard_layout().mapv(|v| v as f32);
         let change = Dense::new(&(&merged - &self.weight.to_dense::<f32>())).expect("finite");
         check(&edit, &self.weight, &x, &merged);
         let (structured, merged) = (Dense::new(&merged).expect("finite"), Rc::new(merged));
@@ -271,33 +275,41 @@ fn for_each_row(filter: &dyn Fn(&str) -> bool, mut visit: impl FnMut(Row)) {
     }
 }
 
-/// Seconds per product of each candidate: medians of turns.
-fn in_turns(candidates: &mut [Candidate]) -> Vec<f64> {
-    let calls: Vec<usize> = candidates
+/// Seconds per product of each candidate: medians of turns, or the least.
+fn in_turns(candidates: &mut [Candidate], least: bool) -> Vec<f64> {
+    let once: Vec<f64> = candidates
         .iter_mut()
         .map(|candidate| {
             (candidate.run)();
             let start = Instant::now();
             (candidate.run)();
-            ((TURN / start.elapsed().as_secs_f64().max(1e-7)) as usize).clamp(1, 10_000)
+            start.elapsed().as_secs_f64().max(1e-7)
         })
         .collect();
+    let calls: Vec<usize> = once.iter().map(|once| ((TURN / once) as usize).clamp(1, 10_000)).collect();
+    let slowest = once.iter().fold(TURN, |slowest, once| slowest.max(*once));
+    let rounds = ((TOTAL / slowest) as usize).clamp(5, ROUNDS);
     let mut times = vec![Vec::new(); candidates.len()];
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         for ((candidate, calls), times) in candidates.iter_mut().zip(&calls).zip(&mut times) {
             let start = Instant::now();
             (0..*calls).for_each(|_| (candidate.run)());
             times.push(start.elapsed().as_secs_f64() / *calls as f64);
         }
     }
-    times.iter_mut().map(|times| table::median(times)).collect()
+    let one = |times: &mut Vec<f64>| match least {
+        true => times.iter().copied().fold(f64::INFINITY, f64::min),
+        false => table::median(times),
+    };
+    times.iter_mut().map(one).collect()
 }
 
 fn print_table(words: &[String]) {
+    let (flags, words): (Vec<&String>, Vec<&String>) = words.iter().partition(|word| *word == "--least");
     let filter = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
     let (mut single, mut rows) = (Vec::new(), Vec::new());
     for_each_row(&filter, |mut row| {
-        let times = in_turns(&mut row.candidates);
+        let times = in_turns(&mut row.candidates, !flags.is_empty());
         let ratio = |a: f64, b: f64| format!("{:.2}", a / b);
         let head = [row.name.clone(), format!("{} x {}", row.shape.0, row.shape.1)];
         let micros = format!("{:.1}", times[0] * 1e6);

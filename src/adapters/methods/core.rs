@@ -44,8 +44,8 @@ pub fn core(b: &ArrayRef2<f64>, r: &ArrayRef2<f64>, a: &ArrayRef2<f64>, scale: f
 /// use structmat::prelude::*;
 /// use structmat::adapters::methods;
 /// use structmat::ndarray::array;
-/// let factor = |a| Factor::from_matrix::<f64>(Storage::F32, &a);
-/// let pair = LowRank::new(factor(array![[1.0], [2.0]]), factor(array![[1.0, 1.0]]))?;
+/// let (b, a) = (array![[1.0f64], [2.0]], array![[1.0f64, 1.0]]);
+/// let pair = LowRank::new(Factor::from_matrix(Storage::F32, &b), Factor::from_matrix(Storage::F32, &a))?;
 /// let adapter = methods::shared_core(&pair, &array![[3.0]], 0.5)?;
 /// assert_eq!(adapter.matrix().to_dense_f64(), array![[1.5, 1.5], [3.0, 3.0]]);
 /// # Ok::<(), structmat::Error>(())
