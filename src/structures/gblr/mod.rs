@@ -76,6 +76,9 @@ pub struct Gblr {
     cols: Windows,
 }
 
+/// Rows or columns at most: no stored number tells a shape, so that a file of a few bytes could ask for vectors that fill all memory.
+const MOST_FEATURES: usize = 1 << 24;
+
 /// A component of [`Gblr`]: a block of rank one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GblrComponent {
@@ -145,6 +148,9 @@ impl GblrSpec {
     fn check(&self, (m, n): (usize, usize)) -> Result<()> {
         if m == 0 || n == 0 {
             return Err(Error::shape("weight (must not be empty)", &[m.max(1), n.max(1)], &[m, n]));
+        }
+        if m > MOST_FEATURES || n > MOST_FEATURES {
+            return Err(Error::shape("weight", &[m.min(MOST_FEATURES), n.min(MOST_FEATURES)], &[m, n]));
         }
         let (least, most) = (self.overhead.saturating_add(2), u32::MAX as usize);
         if self.numbers < least || self.numbers > most {
@@ -504,6 +510,9 @@ impl Family for Gblr {
 
     fn from_parts(mut parts: Parts<'static>) -> Result<Self> {
         let (m, n) = parts.shape();
+        if m > MOST_FEATURES || n > MOST_FEATURES {
+            return Err(parts.error(format!("shape {m} x {n}: expected at most {MOST_FEATURES} features")));
+        }
         let (u, v) = (parts.take_factor("u")?, parts.take_factor("v")?);
         let mut windows = |side: &str, features: usize, factor: &Factor| {
             let starts = parts.take_indices(&format!("{side}_starts"), features)?;
