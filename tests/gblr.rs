@@ -203,8 +203,8 @@ fn low_rank_and_block_matrices_are_members() {
     // A block-diagonal matrix of rank-one blocks, by projection.
     let block = |i: usize, j: usize| if i / 4 == j / 5 { u[[i, 0]] * v[[0, j]] } else { 0.0 };
     let w = Array2::from_shape_fn((12, 15), |(i, j)| block(i, j));
-    let found = fit(&w, &Request::new().budget(Budget::Params(27)));
-    assert!(found.report.relative_error < 1e-7 && found.report.params <= 27, "{:?}", found.report);
+    let found = fit(&w, &Request::new().budget(Budget::Params(36)));
+    assert!(found.report.relative_error < 1e-7 && found.report.params <= 36, "{:?}", found.report);
 }
 
 /// The objective with its price is what the history says, and it never rises.
@@ -283,7 +283,9 @@ fn budgets_are_met_and_larger_ones_lose_less() {
             let found = Gblr::project(&w, &spec, &Objective::Frobenius, &options).unwrap();
             assert!(found.report.bytes <= bytes, "{storage}: {}", found.report.bytes);
             let random = Gblr::random(w.dim(), &spec, storage, 1).unwrap();
-            assert!(random.storage_bytes() <= bytes && random.storage_bytes() + 40 > bytes, "{storage}");
+            // Indices are counted as numbers, rounded up.
+            let taken = random.storage_bytes();
+            assert!(taken <= bytes && 20 * taken >= 19 * bytes, "{storage}: {taken}");
         }
     }
 }

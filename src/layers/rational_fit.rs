@@ -29,7 +29,7 @@ impl GroupRational {
     /// At Chebyshev nodes: the linearised problem $f\, Q = P$, reweighted by the denominator before, gives a start; damped Gauss-Newton steps lower
     /// the squared error of $P / Q$ in the given form; then weights grow where the error is largest (Lawson), towards the least largest error. The
     /// best of all steps is kept. A local optimum, with a denominator of at least 1 everywhere. Of degrees (5, 4) on -3 to 3 GELU is met to 4e-4 with
-    /// [`Denominator::AbsSum`], to 1.3e-3 with [`Denominator::SumAbs`].
+    /// [`Denominator::AbsSum`], to 1.3e-3 or 2.0e-3, as rounding falls, with [`Denominator::SumAbs`].
     ///
     /// Source: C. Lawson, "Contributions to the theory of linear least maximum approximations", 1961; C. Sanathanan, J. Koerner, "Transfer function
     /// synthesis as a ratio of two complex polynomials", 1963 (the start).
