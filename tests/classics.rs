@@ -112,7 +112,7 @@ fn kaleidoscope_projections_are_never_worse_than_butterflies() {
     let spec = ButterflySpec { block: 1 };
     let butterfly = Butterfly::random((32, 32), &spec, Storage::F64, 5).unwrap().to_dense_f64();
     let transposed = butterfly.t().as_standard_layout().into_owned();
-    let sign = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+    let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
     for w in [butterfly, transposed, Array2::from_shape_fn((32, 32), |(i, j)| sign(i, j))] {
         let error = project::<Kaleidoscope>(&w, &spec).report.relative_error;
         assert!(error < 1e-10, "{error}");

@@ -140,7 +140,7 @@ fn permutation(n: usize, seed: u64) -> Array2<f64> {
 fn element(group: EquivariantGroup, n: usize, seed: u64) -> Array2<f64> {
     match group {
         EquivariantGroup::Symmetric => permutation(n, seed),
-        EquivariantGroup::Orthogonal => orthogonal(n, seed, if seed % 2 == 0 { 1.0 } else { -1.0 }),
+        EquivariantGroup::Orthogonal => orthogonal(n, seed, if seed.is_multiple_of(2) { 1.0 } else { -1.0 }),
         EquivariantGroup::SpecialOrthogonal => orthogonal(n, seed, 1.0),
         EquivariantGroup::Symplectic => symplectic(n, seed),
     }
