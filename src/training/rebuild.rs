@@ -1,8 +1,7 @@
 //! Weights rebuilt from the subspaces of their outputs.
 
-use crate::adapters::init::IncrementalPca;
 use crate::error::{Error, Result};
-use crate::linalg::{Threads, check_finite, eigh, matmul_tn, svd};
+use crate::linalg::{IncrementalPca, Threads, check_finite, eigh, matmul_tn, svd};
 use crate::projection::{Family, Gram, Objective, Options};
 use crate::storage::Storage;
 use crate::structures::{LowRank, LowRankSpec};
