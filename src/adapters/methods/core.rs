@@ -32,7 +32,7 @@ pub fn core(b: &ArrayRef2<f64>, r: &ArrayRef2<f64>, a: &ArrayRef2<f64>, scale: f
     Ok(Additive::new("core", delta).with_params(r.len()))
 }
 
-/// [`core`] between the factors of `pair` as they are: `L` layers hold `B` and `A` once and `L` cores, since clones of a factor share their numbers.
+/// [`core()`] between the factors of `pair` as they are: `L` layers hold `B` and `A` once and `L` cores, since clones of a factor share their numbers.
 /// Singular values of the pair are not looked at.
 ///
 /// Cost: `rank (out + in) + rank²`.

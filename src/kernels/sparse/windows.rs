@@ -383,6 +383,7 @@ impl<T: Scalar> Kernel<T> for Forward<'_, T> {
 impl<T: Scalar> Forward<'_, T> {
     /// A tile of `N` vectors, summed in `WAYS` chains for each.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop)]
     fn tile<S: Simd<T>, const N: usize, const WAYS: usize>(&mut self, simd: S, first: usize, tile: &[T]) {
         let Self { values, windows, ref rows, ref mut y, update, .. } = *self;
         let (mut decoded, mut k) = (Decoded::new(), rows.start);
