@@ -1,11 +1,10 @@
 use super::linear::load_bias;
-use crate::activation::Activation;
+use crate::activation::{Activate, Activation};
 use crate::error::{Error, Result};
 use crate::exec::{Exec, Policy, Workspace};
 use crate::io::{self, Source, Writer};
 use crate::kernels::RowsMut;
 use crate::matrix::{Apply, Op, Operands, StructuredMatrix, Update, with_operands};
-use crate::models::{self, pointwise};
 use crate::scalar::Scalar;
 use ndarray::{Array1, Array2, Array3, ArrayRef1, ArrayRef2, Axis, Zip};
 
@@ -27,7 +26,7 @@ pub struct TiedFfnVjp<T> {
 /// Half the parameters of two matrices at the same multiply-adds. Without an activation and biases the block is the positive
 /// semi-definite $W^T W$. [`tie_transpose`](crate::sharing::tie_transpose) ties two matrices.
 ///
-/// ReLU, GELU and SiLU of `f32` batches are taken in single precision and by vectors; all others number by number in double precision.
+/// Activations of `f32` batches are taken in single precision and by vectors, those of `f64` batches number by number.
 ///
 /// Source: O. Koyun, B. Töreyin, "Do deep neural networks utilize the weight space efficiently?", 2024.
 ///
@@ -229,17 +228,12 @@ fn begin<T: Scalar>(bias: &Option<Array1<f64>>, mut rows: RowsMut<'_, T>) -> Upd
 
 /// Applies the activation in place.
 fn activate<T: Scalar>(activation: Activation, row: &mut [T], policy: Policy) {
-    let vectors = match activation {
-        Activation::Identity => return,
-        Activation::Relu => Some(models::Activation::Relu),
-        Activation::Gelu => Some(models::Activation::Gelu),
-        Activation::GeluTanh => Some(models::Activation::GeluTanh),
-        Activation::Silu => Some(models::Activation::Silu),
-        Activation::Tanh | Activation::Sigmoid => None,
-    };
-    if let (4, Some(activation)) = (size_of::<T>(), vectors) {
+    if activation == Activation::Identity {
+        return;
+    }
+    if size_of::<T>() == 4 {
         let y = bytemuck::cast_slice_mut::<T, f32>(row);
-        return pointwise::run(policy, pointwise::Activate { activation, gate: None, y });
+        return f32::dispatch(policy.level, Activate { activation, gate: None, y });
     }
     row.iter_mut().for_each(|v| *v = T::narrow(activation.at(v.widen())));
 }

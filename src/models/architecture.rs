@@ -1,4 +1,5 @@
 use super::site::{Site, Stage};
+use crate::activation::Activation;
 use crate::error::{Error, Result};
 use crate::io::Staged;
 use crate::parts::MAX_FEATURES;
@@ -115,20 +116,6 @@ pub enum Placement {
     Before,
     /// `norm(x + f(x))`: BERT.
     After,
-}
-
-/// Activation functions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// `x (1 + erf(x / sqrt 2)) / 2`.
-    Gelu,
-    /// Its approximation by a hyperbolic tangent.
-    GeluTanh,
-    /// `x / (1 + exp(-x))`.
-    Silu,
-    /// `max(x, 0)`.
-    Relu,
 }
 
 /// Names of a transformer's tensors.

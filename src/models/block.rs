@@ -1,9 +1,10 @@
-use super::architecture::{Activation, Architecture, Placement};
+use super::architecture::{Architecture, Placement};
 use super::attention::Attention;
 use super::hidden::Hidden;
 use super::norm::Normalization;
-use super::pointwise::{Activate, over_rows, run};
+use super::pointwise::{over_rows, run};
 use super::site::{Site, Stage};
+use crate::activation::{Activate, Activation};
 use crate::error::{Error, Result};
 use crate::exec::{Exec, Policy};
 use crate::io::Source;

@@ -1,7 +1,8 @@
 //! The `config.json` that lies beside published weights.
 
-use super::architecture::{Activation, Architecture, Head, Sizes};
+use super::architecture::{Architecture, Head, Sizes};
 use super::site::Stage;
+use crate::activation::Activation;
 use crate::error::{Error, Result};
 use serde::Deserialize;
 use serde_json::Value;

@@ -66,15 +66,16 @@ mod config;
 mod hidden;
 mod model;
 mod norm;
-pub(crate) mod pointwise;
+mod pointwise;
 mod site;
 mod tape;
 mod tokens;
 mod transformer;
 
+pub use crate::activation::Activation;
 pub use architecture::{
-    Activation, Architecture, AttentionTensors, BlockTensors, EmbeddingTensors, Head, MlpTensors, Norm,
-    NormKind, Placement, Sizes, Tensors,
+    Architecture, AttentionTensors, BlockTensors, EmbeddingTensors, Head, MlpTensors, Norm, NormKind,
+    Placement, Sizes, Tensors,
 };
 pub use block::{Block, Observer, Walk};
 pub use hidden::Hidden;

@@ -1,8 +1,9 @@
 use super::architecture::Placement;
 use super::block::{Block, Observer};
 use super::hidden::Hidden;
-use super::pointwise::{ActivateBack, run};
+use super::pointwise::run;
 use super::site::{Site, Stage};
+use crate::activation::ActivateBack;
 use crate::error::{Error, Result};
 use crate::exec::{Exec, Policy};
 use crate::layers::LinearVjp;

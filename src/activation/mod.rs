@@ -1,4 +1,8 @@
-//! Activation functions in double precision: for layers, adapters and fits.
+//! Activation functions: in double precision for layers, adapters and fits, and by vectors for rows in single precision.
+
+mod vectors;
+
+pub(crate) use vectors::{Activate, ActivateBack, exp};
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
