@@ -1,5 +1,5 @@
 use super::Linear;
-use crate::adapters::methods::Activation;
+use crate::activation::Activation;
 use crate::error::{Error, Result};
 use crate::scalar::Scalar;
 use ndarray::{Array2, ArrayRef2};
