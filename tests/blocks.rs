@@ -282,7 +282,7 @@ fn block_diagonal_is_the_blocks_and_the_weighted_one_solves_its_normal_equations
 
 #[test]
 fn permuted_blocks_are_found_again() {
-    // The catalogue's case: 32 x 32, 4 groups, 5 % noise; at least what was planted is captured.
+    // 32 x 32, 4 groups, 5 % noise; at least what was planted is captured.
     for (m, n, b, seed) in [(32, 32, 4, 1), (30, 45, 5, 2), (24, 16, 8, 3)] {
         let spec = BlockDiagonalSpec { blocks: b, permuted: false };
         let blocks = BlockDiagonal::random((m, n), &spec, Storage::F64, seed).unwrap().to_dense_f64();

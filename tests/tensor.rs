@@ -262,7 +262,7 @@ fn planted_butterflies_are_recovered_also_with_noise() {
         let p = project::<Butterfly>(&planted, &spec);
         assert!(p.report.relative_error < 1e-10, "{n} {block}: {}", p.report.relative_error);
     }
-    // The catalogue's anchor: with 1 % noise the middle split leaves 0.0098.
+    // With 1 % noise the middle split leaves 0.0098.
     let planted =
         Butterfly::random((64, 64), &ButterflySpec { block: 1 }, Storage::F64, 5).unwrap().to_dense_f64();
     let noise = gaussian(64, 64, 6);
