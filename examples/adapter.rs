@@ -340,6 +340,7 @@ fn outputs<T: Scalar>(
     if kernel.len() > 2 && x.ndim() == kernel.len() && x.shape()[1] == kernel[1] {
         return walk.convolve(&x, kernel, &product);
     }
+    walk.check_unused()?;
     let mut shape = x.shape().to_vec();
     if shape.last() != Some(&n) {
         let what = "x (inputs along the last axis; for a convolution images of its channels, or patches)";

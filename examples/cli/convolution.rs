@@ -24,6 +24,22 @@ struct Line {
 }
 
 impl Walk<'_> {
+    /// For products without images: nothing was asked for.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when something was.
+    pub fn check_unused(&self) -> Result<()> {
+        for (name, given, plain) in
+            [("stride", self.stride, 1), ("padding", self.padding, 0), ("dilation", self.dilation, 1)]
+        {
+            if *given != [plain] {
+                let expected = "none, as x holds no images of a convolution";
+                return Err(Error::parameter(name, format!("{given:?}"), expected));
+            }
+        }
+        Ok(())
+    }
+
     /// Outputs of images (batch x channels x ...) for a kernel of `out x channels x ...`, where `product` multiplies patches (rows).
     pub fn convolve<T: Scalar>(
         &self,
@@ -34,7 +50,11 @@ impl Walk<'_> {
         let lines = self.lines(&images.shape()[2..], &kernel[2..])?;
         let area = count(lines.iter().map(|line| line.outputs));
         let inputs = count(kernel[1..].iter().copied());
-        let (Some(area), Some(inputs)) = (area, inputs) else {
+        let numbers = |a: Option<usize>, b: Option<usize>| count([a?, b?].into_iter());
+        let outputs = count([images.shape()[0], kernel[0]].into_iter());
+        let (Some(area), Some(inputs), Some(_), Some(_)) =
+            (area, inputs, numbers(area, inputs), numbers(area, outputs))
+        else {
             let expected = "images and zeros that memory holds";
             return Err(Error::parameter("padding", format!("{:?}", self.padding), expected));
         };
@@ -93,5 +113,5 @@ impl Walk<'_> {
 
 /// A product of lengths, as far as memory may hold as many numbers.
 fn count(mut lens: impl Iterator<Item = usize>) -> Option<usize> {
-    lens.try_fold(1usize, |all, len| all.checked_mul(len)).filter(|all| *all < 1 << 40)
+    lens.try_fold(1usize, |all, len| all.checked_mul(len)).filter(|all| *all < 1 << 34)
 }

@@ -5,6 +5,8 @@ mod vectors;
 pub(crate) use vectors::{Activate, ActivateBack, exp};
 
 use crate::error::{Error, Result};
+use crate::kernels::Level;
+use crate::scalar::Scalar;
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
@@ -85,6 +87,18 @@ impl Activation {
             Activation::Tanh => 1.0 - x.tanh().powi(2),
             Activation::Sigmoid => sigmoid(x) * (1.0 - sigmoid(x)),
         }
+    }
+
+    /// Replaces every number by its value: in single precision by vectors, in double precision one by one.
+    pub(crate) fn apply<T: Scalar>(self, row: &mut [T], level: Level) {
+        if self == Activation::Identity {
+            return;
+        }
+        if size_of::<T>() == size_of::<f32>() {
+            let y = bytemuck::cast_slice_mut::<T, f32>(row);
+            return f32::dispatch(level, Activate { activation: self, gate: None, y });
+        }
+        row.iter_mut().for_each(|v| *v = T::narrow(self.at(v.widen())));
     }
 
     /// Whether `f(d x) = d f(x)` for all `d > 0`.

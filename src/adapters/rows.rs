@@ -11,6 +11,17 @@ use ndarray::ArrayRef2;
 /// Rows that are sorted by their edits at a time: what the stack has room for.
 const SORTED: usize = 1024;
 
+/// Rows that all use one edit need no sorting.
+static IN_ORDER: [usize; SORTED] = {
+    let mut rows = [0; SORTED];
+    let mut i = 0;
+    while i < SORTED {
+        rows[i] = i;
+        i += 1;
+    }
+    rows
+};
+
 /// `Y = X W'ᵀ` where row `i` of the batch uses the edit `which[i]`, or the base alone: what a server of many tenants multiplies.
 ///
 /// One base product serves all rows. What stands before it, behind it or beside it is multiplied for all rows of one edit together (of each 1024
@@ -59,6 +70,12 @@ pub fn apply_rows<T: Scalar>(
 
 /// Every edit that rows use, with those rows, ascending.
 fn for_each_edit(which: &[Option<usize>], mut visit: impl FnMut(usize, &[usize])) {
+    if let [first, rest @ ..] = which
+        && let Some(rows) = IN_ORDER.get(..which.len())
+        && rest.iter().all(|edit| edit == first)
+    {
+        return first.iter().for_each(|edit| visit(*edit, rows));
+    }
     let mut order = [0; SORTED];
     for (part, own) in which.chunks(SORTED).enumerate() {
         let order = &mut order[..own.len()];

@@ -55,7 +55,9 @@ pub fn weighted_sum(edits: &[(&Edit, f64)]) -> Result<Edit> {
             add = Some(add.map_or_else(|| bias.clone(), |sum| sum + &bias));
         }
         let Some(delta) = edit.additive() else { continue };
-        match LowRank::from_structured(delta) {
+        // One alone stays as it is.
+        let alone = edits.len() == 1 && *weight == 1.0;
+        match LowRank::from_structured(delta).filter(|_| !alone) {
             Some(factors) => low_rank.push((factors, *weight)),
             None if *weight == 1.0 => terms.push(delta.clone_box()),
             None => {

@@ -38,7 +38,8 @@ pub struct Plan {
     pub choices: Vec<Choice>,
     /// Sum of squared relative errors; with sensitivities, the expected squared change of the model's result, up to a factor.
     pub cost: f64,
-    /// No plan of these variants within the budget costs less; `None` for methods that do not know.
+    /// No plan of these variants, in the sizes that the survey measured or expects, costs less within the budget; `None` for methods that do not
+    /// know.
     pub bound: Option<f64>,
 }
 
@@ -75,9 +76,8 @@ impl Plan {
             for (i, &k) in found.chosen.iter().enumerate() {
                 if !std::mem::replace(&mut exact[i][k], true) {
                     let chosen = &mut variants[i][k];
-                    let (params, bytes) = chosen.variant.size(surveys[i].shape)?;
-                    sure &= (chosen.params, chosen.bytes) == (params, bytes);
-                    (chosen.params, chosen.bytes) = (params, bytes);
+                    (chosen.params, chosen.bytes) = chosen.variant.size(surveys[i].shape)?;
+                    sure &= chosen.candidate(budget, 1.0).size == candidates[i][k].size;
                 }
             }
             if sure {

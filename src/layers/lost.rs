@@ -220,10 +220,10 @@ impl LostLayer {
             let (mut picked, _) = rest.matrix(batch, kept.len());
             self.low_rank.right().multiply(op, x, codes.reborrow(), Update::Overwrite, policy);
             gather(kept, x, picked.reborrow(), Update::Overwrite);
-            let rest = T::narrow(1.0 - self.gamma);
+            let (gamma, rest) = (T::narrow(self.gamma), T::narrow(1.0 - self.gamma));
             for b in 0..batch {
-                let code = |t: T| T::narrow(self.gamma * self.activation.at(t.widen()));
-                codes.row(b).iter_mut().for_each(|t| *t = code(*t));
+                self.activation.apply(codes.row(b), policy.level);
+                codes.row(b).iter_mut().for_each(|t| *t *= gamma);
                 picked.row(b).iter_mut().for_each(|x| *x *= rest);
             }
             self.low_rank.left().multiply(op, codes.as_rows(), y.reborrow(), update, policy);

@@ -1,7 +1,7 @@
 use super::linear::load_bias;
-use crate::activation::{Activate, Activation};
+use crate::activation::Activation;
 use crate::error::{Error, Result};
-use crate::exec::{Exec, Policy, Workspace};
+use crate::exec::{Exec, Workspace};
 use crate::io::{self, Source, Writer};
 use crate::kernels::RowsMut;
 use crate::matrix::{Apply, Op, Operands, StructuredMatrix, Update, with_operands};
@@ -161,7 +161,7 @@ impl TiedFfn {
         let work = (exec, len);
         with_operands((features, features), Op::Forward, x, y, Update::Overwrite, work, |operands| {
             let Operands { x, mut y, work, .. } = operands;
-            let policy = work.policy;
+            let level = work.policy.level;
             let (mut inner, mut work) = work.matrix(x.rows(), hidden);
             let update = begin(&self.hidden_bias, inner.reborrow());
             let into = inner.reborrow();
@@ -170,7 +170,7 @@ impl TiedFfn {
                 Operands { op: Op::Forward, x, y: into, update, work: work.reborrow() },
             );
             for b in 0..x.rows() {
-                activate(self.activation, inner.row(b), policy);
+                self.activation.apply(inner.row(b), level);
             }
             let update = begin(&self.bias, y.reborrow());
             T::multiply(
@@ -224,16 +224,4 @@ fn begin<T: Scalar>(bias: &Option<Array1<f64>>, mut rows: RowsMut<'_, T>) -> Upd
         rows.row(b).iter_mut().zip(bias).for_each(|(y, bias)| *y = T::narrow(*bias));
     }
     Update::Accumulate
-}
-
-/// Applies the activation in place.
-fn activate<T: Scalar>(activation: Activation, row: &mut [T], policy: Policy) {
-    if activation == Activation::Identity {
-        return;
-    }
-    if size_of::<T>() == 4 {
-        let y = bytemuck::cast_slice_mut::<T, f32>(row);
-        return f32::dispatch(policy.level, Activate { activation, gate: None, y });
-    }
-    row.iter_mut().for_each(|v| *v = T::narrow(activation.at(v.widen())));
 }

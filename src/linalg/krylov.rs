@@ -206,7 +206,8 @@ impl<'a, T: Real> Krylov<'a, T> {
     }
 }
 
-fn append_rows<T: Real>(a: &mut Array2<T>, block: &Array2<T>) {
+/// `block` below `a`, which is in standard layout and of as many columns.
+pub(crate) fn append_rows<T: Real>(a: &mut Array2<T>, block: &ArrayRef2<T>) {
     let (rows, cols) = a.dim();
     let (mut data, _) = std::mem::replace(a, Array2::zeros((0, cols))).into_raw_vec_and_offset();
     data.extend(block);

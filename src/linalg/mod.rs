@@ -33,6 +33,7 @@ pub use complex::{ComplexSvd, complex_svd_truncated};
 pub use eigen::{Eigh, eigh, eigvalsh, symmetric_root};
 pub(crate) use elementwise::{dot, multiply_add, rows, rows_mut, vectorised};
 pub use incremental_pca::IncrementalPca;
+pub(crate) use krylov::append_rows;
 pub use leading::{batched_leading_triplets, leading_triplets};
 pub use lstsq::{lstsq, pinv, polar};
 pub use pivoted::{PivotedQr, orth, pivot_columns, pivoted_qr};

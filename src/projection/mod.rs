@@ -197,7 +197,7 @@ pub trait Family: StructuredMatrix + Sized {
         }
         let run = Run::new(options);
         run.check()?;
-        let fit = fit_rounded::<Self>(&w, spec, objective, &run, options)?;
+        let fit = fit_rounded::<Self>(&w, spec, objective, &run)?;
         let report = Report::measure(&w, &fit, objective, start);
         Ok(Projected { matrix: fit.matrix, report })
     }
@@ -209,10 +209,9 @@ fn fit_rounded<F: Family>(
     spec: &F::Spec,
     objective: &Objective<'_>,
     run: &Run<'_>,
-    options: &Options<'_>,
 ) -> Result<Fit<F>> {
     let later = objective.gram().filter(|_| F::ROUNDS_FOR_INPUTS && Codes::of(run.storage()).is_some());
-    let exact = Options { storage: Storage::F64, ..*options };
+    let exact = Options { storage: Storage::F64, ..*run.options() };
     let storage = if later.is_some() { Storage::F64 } else { run.storage() };
     let fit = match objective {
         Objective::Outputs { gram, weights } => {
@@ -231,10 +230,14 @@ fn fit_rounded<F: Family>(
     let lost = |matrix: &F| objective.energy(&(w - &matrix.to_dense_f64()));
     let matrix = match fit.matrix.round_for_inputs(w, gram, run.storage()) {
         Ok(seen) if lost(&seen) < lost(&nearest) => seen,
-        Ok(_) | Err(Error::Unsupported { .. }) => nearest,
+        // It is an improvement where there is one: inputs may be too degenerate for it.
+        Ok(_)
+        | Err(Error::Unsupported { .. } | Error::NotPositiveSemiDefinite(_) | Error::NonFinite { .. }) => {
+            nearest
+        }
         Err(error) => return Err(error),
     };
-    Ok(Fit { matrix, guarantee: Guarantee::LocalOptimum, ..fit })
+    Ok(Fit { matrix, ..fit })
 }
 
 /// A finite, non-empty copy in `f64`, in standard layout.

@@ -7,7 +7,7 @@ use ndarray::{Array2, Array3, ArrayRef2, s};
 /// In each block row `o`, the least squares solution of `(W_oi + I) B_o = D_oi` for all `i` at once.
 pub(super) fn find(base: &ArrayRef2<f64>, delta: &ArrayRef2<f64>, b: usize) -> Result<Found> {
     let (m, n) = delta.dim();
-    let divides = b > 0 && m.is_multiple_of(b) && n.is_multiple_of(b);
+    let divides = (1..=m.min(n)).contains(&b) && m.is_multiple_of(b) && n.is_multiple_of(b);
     check(divides, b, || format!("a divisor of {m} and {n}"))?;
     // The blocks of a row of blocks, one below the other.
     let stacked = |w: &ArrayRef2<f64>, o: usize| {

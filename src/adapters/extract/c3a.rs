@@ -6,7 +6,7 @@ use ndarray::{Array3, ArrayRef2};
 /// Means over the wrapped diagonals of each block; PEFT divides by the number of inputs.
 pub(super) fn find(delta: &ArrayRef2<f64>, b: usize) -> Result<Found> {
     let (m, n) = delta.dim();
-    let divides = b > 0 && m.is_multiple_of(b) && n.is_multiple_of(b);
+    let divides = (1..=m.min(n)).contains(&b) && m.is_multiple_of(b) && n.is_multiple_of(b);
     check(divides, b, || format!("a divisor of {m} and {n}"))?;
     let mut kernel = Array3::zeros((m / b, n / b, b));
     for ((o, j), value) in delta.indexed_iter() {

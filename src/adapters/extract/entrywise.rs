@@ -1,7 +1,7 @@
 //! Least squares in one factor of $X \circ (B A)$.
 
 use crate::error::Result;
-use crate::linalg::{SpdSolver, Threads, matmul, matmul_nt};
+use crate::linalg::{SpdSolver, Threads, gram, matmul_nt};
 use ndarray::{Array2, ArrayRef2};
 
 /// `X ∘ (B A)` near a target.
@@ -11,15 +11,13 @@ pub(super) struct Entrywise<'a> {
 }
 
 impl Entrywise<'_> {
-    /// The `B` that minimises `‖D - X ∘ (B A)‖_F`, row by row: `rank²` numbers of a Gram matrix each, all made in one product.
+    /// The `B` that minimises `‖D - X ∘ (B A)‖_F`, row by row, with the Gram matrix of the rows of `A diag(x_i)`.
     pub(super) fn left(&self, a: &ArrayRef2<f64>) -> Result<Array2<f64>> {
-        let ((m, n), r) = (self.target.dim(), a.nrows());
-        let pairs = Array2::from_shape_fn((n, r * r), |(j, kl)| a[[kl / r, j]] * a[[kl % r, j]]);
-        let grams = matmul(&self.x.mapv(|x| x * x), &pairs, Threads::ONE);
+        let (m, r) = (self.target.nrows(), a.nrows());
         let moments = matmul_nt(&(&self.x.view() * &self.target.view()), a, Threads::ONE);
         let mut b = Array2::zeros((m, r));
         for (i, mut row) in b.outer_iter_mut().enumerate() {
-            let gram = Array2::from_shape_fn((r, r), |(k, l)| grams[[i, k * r + l]]);
+            let gram = gram(&(&a.view() * &self.x.row(i)).t(), Threads::ONE);
             let moment = Array2::from_shape_fn((r, 1), |(k, _)| moments[[i, k]]);
             row.assign(&SpdSolver::new(&gram, 0.0)?.solve(&moment).column(0));
         }

@@ -6,9 +6,9 @@
 use super::intervals::best_interval;
 use super::window::CyclicWindow;
 use crate::error::Result;
-use crate::linalg::{Threads, gram, matmul, matmul_into, matmul_nt, vectorised};
+use crate::linalg::{Threads, append_rows, gram, matmul, matmul_into, matmul_nt, rows, vectorised};
 use crate::projection::Run;
-use ndarray::{Array1, Array2, ArrayRef2, Axis};
+use ndarray::{Array2, ArrayRef2, Axis};
 
 /// What stored numbers cost, in squared error.
 #[derive(Debug, Clone, Copy)]
@@ -35,10 +35,10 @@ impl Side {
     /// Adds the numbers of `values` in a window.
     pub(super) fn push(&mut self, window: CyclicWindow, values: &[f64]) {
         let features = self.values.ncols();
-        let mut row = Array1::zeros(features);
-        window.runs(features).into_iter().flatten().for_each(|i| row[i] = values[i]);
+        let mut row = Array2::zeros((1, features));
+        window.runs(features).into_iter().flatten().for_each(|i| row[[0, i]] = values[i]);
         self.windows.push(window);
-        self.values.push_row(row.view()).expect("a row as long as the others");
+        append_rows(&mut self.values, &row);
     }
 
     fn keep(&mut self, kept: &[usize]) {
@@ -154,10 +154,9 @@ fn pass_over(
         }
         for (j, other) in moving.windows.iter().enumerate() {
             let shared = grams[[k, j]];
-            if j == k || shared == 0.0 {
+            let Some(values) = rows(&moving.values).nth(j).filter(|_| j != k && shared != 0.0) else {
                 continue;
-            }
-            let values = moving.values.row(j).to_slice().expect("rows are contiguous");
+            };
             for a in open.runs(features) {
                 for b in other.runs(features) {
                     let (from, to) = (a.start.max(b.start), a.end.min(b.end));

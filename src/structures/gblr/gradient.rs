@@ -32,6 +32,8 @@ impl Cut {
         let (count, features) = values.dim();
         let adam = |len, rate| Adam::new(len, rate, KEEP);
         let optimizers = [adam(values.len(), rate), adam(count, window_rate), adam(count, window_rate)];
+        // In standard layout, as the optimizer walks them.
+        let values = values.as_standard_layout().into_owned();
         Self { values, widths: vec![1.0; count], locations, masks: Masks::new(features), optimizers }
     }
 
@@ -69,13 +71,12 @@ impl Cut {
         for (k, window) in windows.iter().enumerate() {
             window.features(features).for_each(|i| own[[k, i]] = slope[[k, i]]);
         }
-        let flat = |a: &mut Array2<f64>| std::mem::take(a).into_raw_vec_and_offset().0;
-        let (mut values, own) = (flat(&mut self.values), flat(&mut own));
         let [numbers, widths, locations] = &mut self.optimizers;
-        numbers.step(&mut values, &own, part);
+        if let (Some(values), Some(own)) = (self.values.as_slice_mut(), own.as_slice()) {
+            numbers.step(values, own, part);
+        }
         widths.step(&mut self.widths, &by_width, part);
         locations.step(&mut self.locations, &by_location, part);
-        self.values = Array2::from_shape_vec((count, features), values).expect("as many numbers as before");
         self.locations.iter_mut().for_each(|l| *l -= l.floor());
     }
 }
@@ -99,7 +100,7 @@ pub(super) fn fit(
     let mut random = run.gaussian(2);
     let mut locations = || -> Vec<f64> { (0..count).map(|_| fraction(random.rng().next_u64())).collect() };
     let rates = (rate, window_rate / count as f64);
-    let mut u = Cut::new(left.t().as_standard_layout().into_owned(), locations(), rates);
+    let mut u = Cut::new(left.reversed_axes(), locations(), rates);
     let mut v = Cut::new(right, locations(), rates);
     let target = spec.numbers as f64 / ((m + n) as f64 * count as f64);
     let mut keep = |u: &Cut, v: &Cut, error: f64, state: &dyn Fn() -> State| {

@@ -3,9 +3,9 @@
 use super::descent::{Price, State, respond};
 use super::intervals::{best_interval, best_of_length};
 use crate::error::Result;
-use crate::linalg::{self, dot, matmul, matmul_into, matmul_nt};
+use crate::linalg::{self, append_rows, dot, matmul, matmul_into, matmul_nt};
 use crate::projection::Run;
-use ndarray::{Array2, ArrayView1, Axis, concatenate, s};
+use ndarray::{Array2, ArrayView1, Axis, s};
 
 /// How often a candidate's two sides answer each other.
 const ALTERNATIONS: usize = 8;
@@ -143,9 +143,10 @@ fn starts(rest: &Array2<f64>, round: usize, run: &Run<'_>) -> Array2<f64> {
     let rows = largest_of_stretches(&energies(&rest.view()), STRETCHES.min(m));
     let columns = largest_of_stretches(&energies(&turned.view()), STRETCHES.min(n));
     let seen = matmul(&turned.select(Axis(0), &columns), rest, threads);
-    let leading = leading.t();
-    let rows = rest.select(Axis(0), &rows);
-    concatenate(Axis(0), &[leading.view(), rows.view(), seen.view()]).expect("rows of one length")
+    let mut all = leading.t().as_standard_layout().into_owned();
+    append_rows(&mut all, &rest.select(Axis(0), &rows));
+    append_rows(&mut all, &seen);
+    all
 }
 
 /// The index of the largest number of each of `count` stretches.
