@@ -1,6 +1,7 @@
 //! Adam, for whatever descends along gradients.
 
 use crate::linalg::Real;
+use ndarray::Array2;
 
 /// The moments of the gradients of some numbers.
 ///
@@ -30,6 +31,18 @@ impl<T: Real> Adam<T> {
     /// How many numbers there are.
     pub(crate) fn len(&self) -> usize {
         self.first.len()
+    }
+
+    /// [`step`](Self::step) of a matrix, whatever its layout was; it is in standard layout afterwards.
+    pub(crate) fn step_array(&mut self, numbers: &mut Array2<T>, gradient: &Array2<T>, part: f64) {
+        if !numbers.is_standard_layout() {
+            *numbers = numbers.as_standard_layout().into_owned();
+        }
+        if let (Some(numbers), Some(gradient)) =
+            (numbers.as_slice_mut(), gradient.as_standard_layout().as_slice())
+        {
+            self.step(numbers, gradient, part);
+        }
     }
 
     /// Moves `numbers` against `gradient`, by `part` of the rate.

@@ -53,13 +53,12 @@ impl Activation {
     /// Its value at `x`.
     pub fn at(self, x: f64) -> f64 {
         match self {
+            _ if self.is_far(x) => x.max(0.0),
             Activation::Identity => x,
             Activation::Relu if x.is_nan() => x,
             Activation::Relu => x.max(0.0),
             Activation::Gelu => x * normal(x),
             Activation::GeluTanh => 0.5 * x * (1.0 + bent(x).tanh()),
-            // Far below zero, 0 times infinity would be none.
-            Activation::Silu if sigmoid(x) == 0.0 => 0.0,
             Activation::Silu => x * sigmoid(x),
             Activation::Tanh => x.tanh(),
             Activation::Sigmoid => sigmoid(x),
@@ -69,6 +68,7 @@ impl Activation {
     /// Its derivative at `x`; that of `max(x, 0)` at 0 is 0.
     pub fn slope(self, x: f64) -> f64 {
         match self {
+            _ if self.is_far(x) => f64::from(u8::from(x > 0.0)),
             Activation::Identity => 1.0,
             Activation::Relu if x.is_nan() => x,
             Activation::Relu => f64::from(u8::from(x > 0.0)),
@@ -78,15 +78,18 @@ impl Activation {
             Activation::GeluTanh => {
                 let tanh = bent(x).tanh();
                 let slope = BEND * (1.0 + 3.0 * 0.044715 * x * x);
-                // Far from zero, infinity times 0 would be none.
-                let rest = if tanh.abs() == 1.0 { 0.0 } else { x * (1.0 - tanh * tanh) * slope };
+                let rest = x * (1.0 - tanh * tanh) * slope;
                 0.5 * (1.0 + tanh + rest)
             }
-            Activation::Silu if sigmoid(x) == 0.0 => 0.0,
             Activation::Silu => sigmoid(x) * (1.0 + x * (1.0 - sigmoid(x))),
             Activation::Tanh => 1.0 - x.tanh().powi(2),
             Activation::Sigmoid => sigmoid(x) * (1.0 - sigmoid(x)),
         }
+    }
+
+    /// Whether `x` is where the function is one of its two lines: an exponential that is 0 there must not meet an infinity.
+    fn is_far(self, x: f64) -> bool {
+        x.abs() > 745.0 && matches!(self, Activation::Gelu | Activation::GeluTanh | Activation::Silu)
     }
 
     /// Replaces every number by its value: in single precision by vectors, in double precision one by one.

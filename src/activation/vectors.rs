@@ -85,25 +85,29 @@ fn each_back(gate: Option<(&[f32], &mut [f32])>, y: &[f32], d: &mut [f32], f: im
 #[inline(always)]
 fn gelu(x: f32) -> (f32, f32) {
     let below = 0.5 * (1.0 + erf(x * FRAC_1_SQRT_2));
-    (x * below, below + x * 0.398_942_3 * exp(-0.5 * x * x))
+    // Far from zero the tails are nothing, and must not be multiplied by infinity.
+    let (value, rest) = (x * below, x * 0.398_942_3 * exp(-0.5 * x * x));
+    (if x < -5.6 { 0.0 } else { value }, below + if x.abs() > 12.0 { 0.0 } else { rest })
 }
 
 #[inline(always)]
 fn gelu_tanh(x: f32) -> (f32, f32) {
     // (1 + tanh(u)) / 2 = 1 / (1 + exp(-2 u))
     let below = 1.0 / (1.0 + exp(-1.595_769 * (x + 0.044_715 * x * x * x)));
-    (x * below, below + x * below * (1.0 - below) * 1.595_769 * (1.0 + 0.134_145 * x * x))
+    let rest = x * below * (1.0 - below) * 1.595_769 * (1.0 + 0.134_145 * x * x);
+    (if x < -12.0 { 0.0 } else { x * below }, below + if x.abs() > 12.0 { 0.0 } else { rest })
 }
 
 #[inline(always)]
 fn silu(x: f32) -> (f32, f32) {
     let below = 1.0 / (1.0 + exp(-x));
-    (x * below, below + x * below * (1.0 - below))
+    let rest = x * below * (1.0 - below);
+    (if x < -87.0 { 0.0 } else { x * below }, below + if x.abs() > 87.0 { 0.0 } else { rest })
 }
 
 #[inline(always)]
 fn relu(x: f32) -> (f32, f32) {
-    (x.max(0.0), if x > 0.0 { 1.0 } else { 0.0 })
+    (if x < 0.0 { 0.0 } else { x }, if x > 0.0 { 1.0 } else { 0.0 })
 }
 
 #[inline(always)]
@@ -159,7 +163,9 @@ pub(crate) fn exp(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{erf, exp};
+    use super::*;
+    use crate::kernels::Level;
+    use crate::scalar::Scalar;
 
     /// `2/sqrt(pi) exp(-x²) sum 2^n x^(2n+1) / (2n+1)!!`: all terms have one sign.
     fn series(x: f64) -> f64 {
@@ -170,6 +176,31 @@ mod tests {
             n += 1.0;
         }
         2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * sum
+    }
+
+    /// Everywhere, and at both ends.
+    #[test]
+    fn vectors_are_what_single_numbers_are() {
+        let ends = [f32::NEG_INFINITY, -1e30, -1e4, -88.0, -0.0, 1e4, 1e30, f32::INFINITY];
+        let grid = (-400..=400).map(|i| i as f32 / 40.0);
+        for name in ["identity", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"] {
+            let f: Activation = name.parse().unwrap();
+            for x in grid.clone().chain(ends) {
+                let (mut y, mut d) = ([x], [1.0]);
+                f.apply(&mut y, Level::Portable);
+                f32::dispatch(
+                    Level::Portable,
+                    ActivateBack { activation: f, gate: None, y: &[x], d: &mut d },
+                );
+                for (got, exact) in [(y[0], f.at(x.into())), (d[0], f.slope(x.into()))] {
+                    let close = (f64::from(got) - exact).abs() <= 4e-6 * (1.0 + exact.abs());
+                    assert!(close || f64::from(got) == exact, "{name}({x}) = {got}, not {exact}");
+                }
+            }
+            let mut y = [f32::NAN];
+            f.apply(&mut y, Level::Portable);
+            assert!(y[0].is_nan(), "{name}");
+        }
     }
 
     #[test]

@@ -3,10 +3,16 @@
 use super::{Additive, methods};
 use crate::adam::Adam;
 use crate::error::{Error, Result};
+use crate::layers::fits;
 use crate::linalg::{Threads, check_finite, matmul, matmul_nt, matmul_tn, qr};
 use crate::projection::{Gram, Objective};
 use crate::random::Gaussian;
 use ndarray::{Array2, ArrayRef2, s};
+
+/// Bits at most: carriers take their square in numbers.
+const MOST_BITS: usize = 4096;
+/// The weight of the bits at most: beyond, nothing but overflow is to be had.
+const MOST_WEIGHT: f64 = 1e12;
 
 /// A secret key for watermarks of one weight: carriers $S_j = P M_j Q^T$ of unit norm, one per bit, orthogonal to each other. A bit is the sign of
 /// $\langle S_j, W \rangle$.
@@ -114,14 +120,18 @@ impl Watermark {
     /// The key of a seed for so many bits in `out x in` weights.
     ///
     /// # Errors
-    /// [`Error::Parameter`] for no bit, or more than the square of the smaller side.
+    /// [`Error::Parameter`] for no bit, more than 4096, or more than the square of the smaller side.
     pub fn new((m, n): (usize, usize), bits: usize, seed: u64) -> Result<Self> {
         let most = m.min(n).saturating_mul(m.min(n));
         if bits == 0 || bits > most {
             return Err(Error::parameter("bits", bits, format!("1 to {most}")));
         }
+        if bits > MOST_BITS {
+            return Err(Error::parameter("bits", bits, format!("at most {MOST_BITS}")));
+        }
         let root = bits.isqrt();
         let q = if root * root == bits { root } else { root + 1 };
+        fits(&[m.max(n), q])?;
         let mut gaussian = Gaussian::new(seed);
         let (left, right) = (qr(&gaussian.matrix(m, q, 1.0)).q, qr(&gaussian.matrix(n, q, 1.0)).q);
         let carriers = qr(&gaussian.matrix(q * q, bits, 1.0)).q.reversed_axes();
@@ -136,12 +146,13 @@ impl Watermark {
     /// `⟨S_j, W⟩` of each carrier.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a weight of another shape.
+    /// [`Error::Shape`] for a weight of another shape, [`Error::NonFinite`].
     pub fn scores(&self, w: &ArrayRef2<f64>) -> Result<Vec<f64>> {
         let shape = (self.left.nrows(), self.right.nrows());
         if w.dim() != shape {
             return Err(Error::shape("marked weight", &[shape.0, shape.1], w.shape()));
         }
+        check_finite("marked weight", w)?;
         let seen = matmul(&matmul_tn(&self.left, w, Threads::ONE), &self.right, Threads::ONE);
         let score =
             |carrier: ndarray::ArrayView1<'_, f64>| carrier.iter().zip(&seen).map(|(s, w)| s * w).sum();
@@ -151,10 +162,15 @@ impl Watermark {
     /// Reads the bits of a weight and compares them.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a weight of another shape, or another number of bits.
+    /// [`Error::Shape`] for a weight of another shape, or another number of bits, [`Error::NonFinite`], [`Error::Parameter`] for a weight in
+    /// which a bit says nothing, as in zero.
     pub fn verify(&self, w: &ArrayRef2<f64>, expected: &[bool]) -> Result<Reading> {
         self.check(expected)?;
-        let bits: Vec<bool> = self.scores(w)?.iter().map(|score| *score > 0.0).collect();
+        let scores = self.scores(w)?;
+        if scores.contains(&0.0) {
+            return Err(Error::parameter("marked weight", "nothing", "a weight that carriers see"));
+        }
+        let bits: Vec<bool> = scores.iter().map(|score| *score > 0.0).collect();
         let matches = bits.iter().zip(expected).filter(|(a, b)| a == b).count();
         Ok(Reading { p_value: coin_tail(bits.len(), matches), bits, matches })
     }
@@ -185,7 +201,6 @@ impl Watermark {
         let &WatermarkSettings { rank, margin, width, change: most, steps, interval, rate, seed } = settings;
         self.check(bits)?;
         let before = self.scores(w)?;
-        check_finite("weight", w)?;
         let (m, n) = w.dim();
         if rank == 0 || rank > m.min(n) {
             return Err(Error::parameter("rank", rank, format!("1 to {}", m.min(n))));
@@ -222,6 +237,9 @@ impl Watermark {
             let scores: Vec<f64> =
                 self.scores(&delta)?.iter().zip(&before).map(|(now, before)| now + before).collect();
             let least = scores.iter().zip(&signs).map(|(s, t)| s * t / unit).fold(f64::INFINITY, f64::min);
+            if !scores.iter().all(|score| score.is_finite()) {
+                return Err(Error::NoConvergence("the watermark's descent"));
+            }
             let change = (objective.energy(&delta) / scale).sqrt();
             let done = least >= margin && change <= most;
             if done || step >= steps {
@@ -229,7 +247,7 @@ impl Watermark {
             }
             if step > 0 && step.is_multiple_of(interval.max(1)) {
                 let short = least <= 0.0 || (least < margin && change <= most);
-                lambda *= if short { 2.0 } else { 0.5 };
+                lambda = if short { (2.0 * lambda).min(MOST_WEIGHT) } else { 0.5 * lambda };
             }
             // The slope of the soft steps, within the key's subspace.
             let slopes = scores.iter().zip(&signs).map(|(s, t)| -t / (1.0 + (t * s / (width * unit)).exp()));
@@ -248,9 +266,7 @@ impl Watermark {
             let g = pull + weighed * (2.0 / scale);
             let (da, db) = (matmul_tn(&b, &g, Threads::ONE), matmul_nt(&g, &a, Threads::ONE));
             for (adam, numbers, gradient) in [(&mut of_a, &mut a, &da), (&mut of_b, &mut b, &db)] {
-                if let (Some(numbers), Some(gradient)) = (numbers.as_slice_mut(), gradient.as_slice()) {
-                    adam.step(numbers, gradient, 1.0);
-                }
+                adam.step_array(numbers, gradient, 1.0);
             }
             step += 1;
         }

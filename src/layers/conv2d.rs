@@ -78,7 +78,8 @@ impl Window {
 /// [`Error::Parameter`] unless an array of these sizes can be.
 pub(crate) fn fits(sizes: &[usize]) -> Result<()> {
     let most = isize::MAX as usize / 8;
-    let len = sizes.iter().try_fold(1usize, |len, size| len.checked_mul(*size)).filter(|len| *len <= most);
+    let len =
+        sizes.iter().try_fold(1usize, |len, size| len.checked_mul((*size).max(1))).filter(|len| *len <= most);
     match len {
         Some(_) => Ok(()),
         None => Err(Error::parameter("window", format!("results of {sizes:?}"), "sizes that fit in memory")),

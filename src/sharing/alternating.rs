@@ -6,7 +6,7 @@ use crate::linalg::{SpdSolver, matmul};
 use crate::projection::{Descent, Gram, Objective, Run, Stop, descend};
 use ndarray::{Array2, Zip, s};
 
-/// A dictionary under way; coefficients of 0 stay 0.
+/// A dictionary under way; atoms that no member of a group uses stay unused there.
 #[derive(Debug, Clone)]
 pub(super) struct Start {
     pub(super) coefficients: Array2<f64>,
@@ -26,21 +26,24 @@ impl Start {
 struct Problem<'a> {
     weights: &'a [Array2<f64>],
     grams: &'a [Gram],
+    /// The group of each member.
+    groups: &'a [usize],
     /// `W_l C_l`.
     seen: Vec<Array2<f64>>,
     run: &'a Run<'a>,
 }
 
-/// Lowers the error from the best of the starts.
+/// Lowers the error from the best of the starts. Systems are solved for the change, so that what no input sees stays as it starts.
 pub(super) fn fit(
     weights: &[Array2<f64>],
     grams: &[Gram],
+    groups: &[usize],
     starts: Vec<Start>,
     run: &Run<'_>,
 ) -> Result<Descent<Start>> {
     let seen =
         weights.iter().zip(grams).map(|(w, gram)| matmul(w, gram.second_moment(), run.threads())).collect();
-    let problem = Problem { weights, grams, seen, run };
+    let problem = Problem { weights, grams, groups, seen, run };
     let starts = starts.into_iter().map(|start| (problem.energy(&start), start));
     let Some((energy, start)) = starts.min_by(|a, b| a.0.total_cmp(&b.0)) else {
         return Err(Error::NoConvergence("the choice of a start"));
@@ -61,12 +64,19 @@ impl Problem<'_> {
         self.weights.iter().enumerate().map(error).sum()
     }
 
+    /// What member `l` lacks, as its inputs see it.
+    fn missed(&self, state: &Start, l: usize) -> Array2<f64> {
+        &self.seen[l] - &matmul(&state.member(l), self.grams[l].second_moment(), self.run.threads())
+    }
+
     /// For each member $\langle D_s C_l, D_{s'} \rangle$ against $\langle D_s, W_l C_l \rangle$.
     fn solve_coefficients(&self, state: &mut Start) -> Result<()> {
         for (l, gram) in self.grams.iter().enumerate() {
             self.run.check()?;
-            let used: Vec<usize> =
-                (0..state.atoms.len()).filter(|&s| state.coefficients[[l, s]] != 0.0).collect();
+            let column = |s: usize| self.groups.iter().zip(state.coefficients.column(s));
+            let uses = |s: usize| column(s).any(|(group, c)| *group == self.groups[l] && *c != 0.0);
+            let used: Vec<usize> = (0..state.atoms.len()).filter(|&s| uses(s)).collect();
+            let missed = self.missed(state, l);
             let images: Vec<Array2<f64>> = used
                 .iter()
                 .map(|&s| matmul(&state.atoms[s], gram.second_moment(), self.run.threads()))
@@ -75,9 +85,9 @@ impl Problem<'_> {
                 inner(&images[a], &state.atoms[used[b]])
             });
             let right =
-                Array2::from_shape_fn((used.len(), 1), |(a, _)| inner(&self.seen[l], &state.atoms[used[a]]));
+                Array2::from_shape_fn((used.len(), 1), |(a, _)| inner(&missed, &state.atoms[used[a]]));
             let solution = SpdSolver::new(&normal, RIDGE)?.solve(&right);
-            used.iter().zip(&solution).for_each(|(&s, c)| state.coefficients[[l, s]] = *c);
+            used.iter().zip(&solution).for_each(|(&s, c)| state.coefficients[[l, s]] += *c);
         }
         Ok(())
     }
@@ -89,9 +99,10 @@ impl Problem<'_> {
             return (0..atoms).try_for_each(|s| self.solve_atom(state, s));
         }
         let (mut normal, mut right) = (Array2::zeros((atoms * n, atoms * n)), Array2::zeros((m, atoms * n)));
-        for ((c, gram), seen) in state.coefficients.outer_iter().zip(self.grams).zip(&self.seen) {
+        for (l, (c, gram)) in state.coefficients.outer_iter().zip(self.grams).enumerate() {
+            let missed = self.missed(state, l);
             for s in (0..atoms).filter(|&s| c[s] != 0.0) {
-                right.slice_mut(s![.., s * n..(s + 1) * n]).scaled_add(c[s], seen);
+                right.slice_mut(s![.., s * n..(s + 1) * n]).scaled_add(c[s], &missed);
                 for t in (0..atoms).filter(|&t| c[t] != 0.0) {
                     let mut block = normal.slice_mut(s![s * n..(s + 1) * n, t * n..(t + 1) * n]);
                     block.scaled_add(c[s] * c[t], gram.second_moment());
@@ -101,7 +112,7 @@ impl Problem<'_> {
         self.run.check()?;
         let solution = SpdSolver::new(&normal, RIDGE)?.with_threads(self.run.threads()).solve_right(&right);
         for (s, atom) in state.atoms.iter_mut().enumerate() {
-            atom.assign(&solution.slice(s![.., s * n..(s + 1) * n]));
+            *atom += &solution.slice(s![.., s * n..(s + 1) * n]);
         }
         Ok(())
     }
@@ -113,16 +124,12 @@ impl Problem<'_> {
         for (l, gram) in self.grams.iter().enumerate() {
             let c = state.coefficients[[l, s]];
             if c != 0.0 {
-                let mut others = state.member(l);
-                others.scaled_add(-c, &state.atoms[s]);
-                right.scaled_add(
-                    c,
-                    &(&self.seen[l] - &matmul(&others, gram.second_moment(), self.run.threads())),
-                );
+                right.scaled_add(c, &self.missed(state, l));
                 normal.scaled_add(c * c, gram.second_moment());
             }
         }
-        state.atoms[s] = SpdSolver::new(&normal, RIDGE)?.with_threads(self.run.threads()).solve_right(&right);
+        state.atoms[s] +=
+            &SpdSolver::new(&normal, RIDGE)?.with_threads(self.run.threads()).solve_right(&right);
         Ok(())
     }
 }
@@ -151,7 +158,7 @@ mod tests {
         let options = Options::default();
         let run = Run::new(&options);
         let seen = weights.iter().zip(&grams).map(|(w, gram)| w.dot(gram.second_moment())).collect();
-        let problem = Problem { weights: &weights, grams: &grams, seen, run: &run };
+        let problem = Problem { weights: &weights, grams: &grams, groups: &[0; 5], seen, run: &run };
         let mut joint =
             Start { coefficients: gaussian(5, 2, 20), atoms: vec![gaussian(3, 4, 21), gaussian(3, 4, 22)] };
         let (mut single, first) = (joint.clone(), problem.energy(&joint));

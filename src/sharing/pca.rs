@@ -1,6 +1,7 @@
 //! Dictionaries of given matrices: principal components, where whole matrices are the vectors.
 
 use super::alternating::{self, Start};
+use super::heads::cosine;
 use super::{SharedAtoms, SharedDictionary, SharedObjective, SharingReport, check_members};
 use crate::error::{Error, Result};
 use crate::linalg::{self, Threads, matmul};
@@ -85,10 +86,12 @@ pub fn matrix_pca<T: Scalar, A: Deref<Target = ArrayRef2<T>>>(
     }
     let run = Run::new(options);
     run.check()?;
-    let groups = similar(&kernel(&weights, &Objective::Frobenius, &run)?, spec.groups, &run)?;
+    let plain = kernel(&weights, &Objective::Frobenius, &run)?;
+    let groups = similar(&plain, spec.groups, &run)?;
     let components = |objective: &Objective<'_>| -> Result<Start> {
-        let coefficients =
-            principal(&kernel(&weights, objective, &run)?, &groups, spec.atoms, run.threads())?;
+        let weighted = if objective.is_plain() { None } else { Some(kernel(&weights, objective, &run)?) };
+        let kernel = weighted.as_ref().unwrap_or(&plain);
+        let coefficients = principal(kernel, &groups, spec.atoms, run.threads())?;
         let atoms = combine(&weights, &coefficients);
         Ok(Start { coefficients, atoms })
     };
@@ -98,7 +101,8 @@ pub fn matrix_pca<T: Scalar, A: Deref<Target = ArrayRef2<T>>>(
             grams.iter().try_for_each(|gram| mean.merge(&Gram::from_second_moment(gram.second_moment())?))?;
             let starts =
                 [Objective::Frobenius, Objective::Activations(&mean)].map(|start| components(&start));
-            let found = alternating::fit(&weights, grams, starts.into_iter().collect::<Result<_>>()?, &run)?;
+            let found =
+                alternating::fit(&weights, grams, &groups, starts.into_iter().collect::<Result<_>>()?, &run)?;
             (found.state, (Guarantee::LocalOptimum, found.history))
         }
         common => {
@@ -146,8 +150,7 @@ pub fn group_by_similarity<T: Scalar, A: Deref<Target = ArrayRef2<T>>>(
 
 fn similar(kernel: &Array2<f64>, groups: usize, run: &Run<'_>) -> Result<Vec<usize>> {
     let squares = Array2::from_shape_fn(kernel.dim(), |(i, j)| {
-        let norms = kernel[[i, i]] * kernel[[j, j]];
-        if norms > 0.0 { kernel[[i, j]].powi(2) / norms } else { 0.0 }
+        cosine(kernel[[i, j]], (kernel[[i, i]], kernel[[j, j]])).powi(2)
     });
     ward(&squares, groups, run)
 }

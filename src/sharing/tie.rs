@@ -236,7 +236,8 @@ fn sylvester(a: &Array2<f64>, b: &Array2<f64>, right: &Array2<f64>) -> Result<Ar
     let mut x = matmul(&matmul_tn(&a.vectors, right, Threads::ONE), &b.vectors, Threads::ONE);
     let top = a.values.first().copied().unwrap_or(0.0) + b.values.first().copied().unwrap_or(0.0);
     for ((i, j), x) in x.indexed_iter_mut() {
-        let sum = a.values[i] + b.values[j];
+        // Moments of files in single precision may be a little indefinite; their sums must not nearly cancel.
+        let sum = a.values[i].max(0.0) + b.values[j].max(0.0);
         *x = if sum > 1e-13 * top { *x / sum } else { 0.0 };
     }
     Ok(matmul_nt(&matmul(&a.vectors, &x, Threads::ONE), &b.vectors, Threads::ONE))

@@ -294,10 +294,7 @@ impl Dlrt {
         if adam.len() != x.len() {
             *adam = Adam::new(x.len(), 1.0, betas);
         }
-        let g = g.as_standard_layout();
-        if let (Some(x), Some(g)) = (x.as_slice_mut(), g.as_slice()) {
-            adam.step(x, g, rate);
-        }
+        adam.step_array(x, g, rate);
     }
 }
 

@@ -1,4 +1,5 @@
 use crate::error::{Error, Result};
+use crate::linalg::check_finite;
 use crate::projection::ratio;
 use ndarray::Array2;
 
@@ -52,6 +53,7 @@ pub fn swap_test(
     let norm = |a: &Array2<f64>| a.iter().map(|v| v * v).sum::<f64>().sqrt();
     let all: Vec<&Array2<f64>> = base.iter().collect();
     let before = block(&all)?;
+    check_finite("output of a block", &before)?;
     let mut changes = Vec::with_capacity(groups.len());
     for group in groups {
         let mut swapped = all.clone();
@@ -60,6 +62,7 @@ pub fn swap_test(
         if after.dim() != before.dim() {
             return Err(Error::shape("output of a block", before.shape(), after.shape()));
         }
+        check_finite("output of a block", &after)?;
         changes.push(ratio(norm(&(after - &before)), norm(&before)));
     }
     let total: f64 = changes.iter().sum();

@@ -1,6 +1,7 @@
 use super::{expect, stacked_lora};
 use crate::adapters::Additive;
 use crate::error::{Error, Result};
+use crate::layers::fits;
 use crate::random::Gaussian;
 use crate::structures::{SparsePattern, SparseSpec, Support};
 use ndarray::{Array2, ArrayRef2};
@@ -27,7 +28,7 @@ impl CapaMasks {
     /// For `out x in` weights, drawn from a seed: the same masks for the same seed, and others for each copy.
     ///
     /// # Errors
-    /// [`Error::Parameter`] for a density outside of 0 to 1.
+    /// [`Error::Parameter`] for a density outside of 0 to 1, or ranks and inputs that are no multiples of 4 with two of four.
     pub fn random(
         (m, n): (usize, usize),
         rank: usize,
@@ -40,6 +41,10 @@ impl CapaMasks {
         {
             return Err(Error::parameter("density", fraction, "0 to 1"));
         }
+        if density == CapaDensity::TwoOfFour && !(rank.is_multiple_of(4) && n.is_multiple_of(4)) {
+            return Err(Error::parameter("rank and inputs", format!("{rank}, {n}"), "multiples of 4"));
+        }
+        fits(&[m.max(n), rank])?;
         let mut gaussian = Gaussian::new(seed);
         let mut mask = |rows: usize, cols: usize| -> Result<Array2<bool>> {
             let scores = gaussian.matrix(rows, cols, 1.0);

@@ -149,8 +149,8 @@ impl Cola {
     /// and a random `A`, with a fresh optimiser and rate.
     ///
     /// # Errors
-    /// [`Error::Parameter`] for rank 0, a rate that is not positive or a scale that is not finite, [`Error::Shape`] for gradients of another
-    /// shape, and those of `gradient`.
+    /// [`Error::Parameter`] for a rank that is not 1 to the smaller side, a rate that is not positive or a scale that is not finite, [`Error::Shape`] for gradients of another
+    /// shape, [`Error::NonFinite`] for gradients with NaN or infinities, and those of `gradient`.
     ///
     /// ```
     /// use structmat::adapters::methods::{Cola, ColaSettings};
@@ -167,13 +167,13 @@ impl Cola {
         mut gradient: impl FnMut(&Array2<f64>) -> Result<Array2<f64>>,
     ) -> Result<Self> {
         let &ColaSettings { stages, rank, steps, rate, scale, seed } = settings;
-        if rank == 0 {
-            return Err(Error::parameter("rank", 0, "at least 1"));
+        let (m, n) = w.dim();
+        if rank == 0 || rank > m.min(n) {
+            return Err(Error::parameter("rank", rank, format!("1 to {}", m.min(n))));
         }
         if !(rate > 0.0 && rate.is_finite()) {
             return Err(Error::parameter("rate", rate, "a positive number"));
         }
-        let (m, n) = w.dim();
         let mut chain = Self::new((m, n), scale)?;
         let (mut gaussian, mut weight) = (Gaussian::new(seed), w.to_owned());
         for _ in 0..stages {
@@ -185,13 +185,12 @@ impl Cola {
             for step in 0..steps {
                 let g = gradient(&(&weight + &(matmul(&b, &a, Threads::ONE) * scale)))?;
                 expect("gradient of a weight", &g, (m, n))?;
+                check_finite("gradient of a weight", &g)?;
                 let da = matmul_tn(&b, &g, Threads::ONE) * scale;
                 let db = matmul_nt(&g, &a, Threads::ONE) * scale;
                 let part = 1.0 - step as f64 / steps as f64;
                 for (adam, numbers, gradient) in [(&mut of_a, &mut a, &da), (&mut of_b, &mut b, &db)] {
-                    if let (Some(numbers), Some(gradient)) = (numbers.as_slice_mut(), gradient.as_slice()) {
-                        adam.step(numbers, gradient, part);
-                    }
+                    adam.step_array(numbers, gradient, part);
                 }
             }
             weight += &(matmul(&b, &a, Threads::ONE) * scale);

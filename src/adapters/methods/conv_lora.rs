@@ -34,7 +34,15 @@ pub fn conv_lora(b: &ArrayRef2<f64>, a: &ArrayRef2<f64>, k: usize, scale: f64) -
     }
     expect("LoRA factor B", b, (b.nrows(), rank))?;
     if !b.nrows().is_multiple_of(k) || !wide.is_multiple_of(k) {
-        return Err(Error::shape("LoRA of a convolution", &[k, k], &[b.nrows(), wide]));
+        let found = format!("{} and {wide}", b.nrows());
+        return Err(Error::parameter(
+            "outputs and inputs of LoRA's factors",
+            found,
+            format!("multiples of {k}"),
+        ));
+    }
+    if b.nrows() == 0 || wide == 0 {
+        return Err(Error::shape("LoRA of a convolution (must not be empty)", &[k, k], &[b.nrows(), wide]));
     }
     let out = b.nrows() / k;
     let left = Factor::from_fn(Storage::F32, (1, out, k * rank), |_, o, at| {

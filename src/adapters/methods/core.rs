@@ -38,7 +38,7 @@ pub fn core(b: &ArrayRef2<f64>, r: &ArrayRef2<f64>, a: &ArrayRef2<f64>, scale: f
 /// Cost: `rank (out + in) + rank²`.
 ///
 /// # Errors
-/// [`Error::Shape`](crate::Error::Shape) when the core does not fit.
+/// [`Error::Shape`] when the core does not fit, [`Error::Parameter`] for a scale that is not finite.
 ///
 /// ```
 /// use structmat::prelude::*;
@@ -52,6 +52,9 @@ pub fn core(b: &ArrayRef2<f64>, r: &ArrayRef2<f64>, a: &ArrayRef2<f64>, scale: f
 /// ```
 pub fn shared_core(pair: &LowRank, r: &ArrayRef2<f64>, scale: f64) -> Result<Additive> {
     expect("core of an adapter", r, (pair.rank(), pair.rank()))?;
+    if !scale.is_finite() {
+        return Err(Error::parameter("scale", scale, "a finite number"));
+    }
     let side = |factor: &Factor| -> Result<_> { Ok(Box::new(Dense::from_factor(factor.clone())?) as _) };
     let product = Product::new(vec![side(pair.left())?, dense(&(&r.view() * scale))?, side(pair.right())?])?;
     Ok(Additive::new("core", Box::new(product)).with_params(r.len()))

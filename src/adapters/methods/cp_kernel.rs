@@ -39,7 +39,7 @@ impl CpKernel {
     /// From the factors of output channels, input channels, rows and columns, each of `rank` columns.
     ///
     /// # Errors
-    /// [`Error::Shape`] when ranks differ, [`Error::Parameter`] for rank 0.
+    /// [`Error::Shape`] when ranks differ, [`Error::Parameter`] for rank 0, or a kernel that does not fit in memory.
     pub fn new(out: Array2<f64>, inp: Array2<f64>, rows: Array2<f64>, cols: Array2<f64>) -> Result<Self> {
         let rank = out.ncols();
         if rank == 0 {
@@ -48,6 +48,7 @@ impl CpKernel {
         for factor in [&inp, &rows, &cols] {
             expect("factor of a CP kernel", factor, (factor.nrows(), rank))?;
         }
+        fits(&[out.nrows(), inp.nrows(), rows.nrows(), cols.nrows()])?;
         Ok(Self { factors: [out, inp, rows, cols] })
     }
 
@@ -133,13 +134,13 @@ impl CpKernel {
     /// and the error still falls.
     ///
     /// # Errors
-    /// [`Error::Parameter`] for rank 0, [`Error::Shape`] for an empty kernel, [`Error::NonFinite`], [`Error::Cancelled`].
+    /// [`Error::Parameter`] for rank 0 or more than there are numbers, [`Error::Shape`] for an empty kernel, [`Error::NonFinite`], [`Error::Cancelled`].
     pub fn project(d: &ArrayRef4<f64>, rank: usize, options: &Options<'_>) -> Result<(Self, Vec<f64>)> {
-        if rank == 0 {
-            return Err(Error::parameter("rank", 0, "at least 1"));
-        }
         if d.is_empty() {
             return Err(Error::shape("kernel (must not be empty)", &[1, 1, 1, 1], d.shape()));
+        }
+        if rank == 0 || rank > d.len() {
+            return Err(Error::parameter("rank", rank, format!("1 to {}", d.len())));
         }
         let run = Run::new(options);
         let unfolded: Vec<Array2<f64>> = (0..4).map(|mode| unfold(d, mode)).collect();

@@ -87,7 +87,10 @@ pub fn stacked_lora<T: Scalar>(parts: &[(&ArrayRef2<T>, f64, &ArrayRef2<T>)]) ->
 /// `B diag(s) A` of factors in any storage.
 pub(crate) fn low_rank(b: Factor, scales: &[f64], a: Factor) -> Result<Boxed> {
     let rank = a.rows();
-    if b.cols() != rank || scales.len() != rank {
+    if scales.len() != rank {
+        return Err(Error::shape("scales of a LoRA", &[rank], &[scales.len()]));
+    }
+    if b.cols() != rank {
         return Err(Error::shape("LoRA factor B", &[b.rows(), rank], &[b.rows(), b.cols()]));
     }
     if rank == 0 {

@@ -138,7 +138,7 @@ impl Pyramid {
             .levels
             .iter()
             .map(|level| {
-                let (b, a) = &level[level.len() * layer / self.layers];
+                let (b, a) = &level[(level.len() as u128 * layer as u128 / self.layers as u128) as usize];
                 (&**b, self.alpha / a.nrows() as f64, &**a)
             })
             .collect();

@@ -100,9 +100,15 @@ impl AdaLora {
         }
         for (w, g) in matrices.iter().zip(gradients) {
             let rank = w.e.len();
-            let same = w.a.dim() == g.a.dim() && w.b.dim() == g.b.dim() && g.e.len() == rank;
-            if !same || w.a.nrows() != rank || w.b.ncols() != rank {
+            if w.a.nrows() != rank || w.b.ncols() != rank {
+                let found = [w.a.nrows(), w.b.ncols()];
+                return Err(Error::shape("ranks of AdaLoRA's factors", &[rank, rank], &found));
+            }
+            if g.e.len() != rank {
                 return Err(Error::shape("gradients of AdaLoRA", &[rank], &[g.e.len()]));
+            }
+            if let Some((w, g)) = [(&w.a, &g.a), (&w.b, &g.b)].into_iter().find(|(w, g)| w.dim() != g.dim()) {
+                return Err(Error::shape("gradients of AdaLoRA", w.shape(), g.shape()));
             }
         }
         let end = total.saturating_sub(last);

@@ -94,11 +94,12 @@ impl DynamicRank {
         self.scores.resize_with(matrices.len(), Vec::new);
         for (scores, matrix) in self.scores.iter_mut().zip(&*matrices) {
             let rank = matrix.c.len();
-            if matrix.a.nrows() != rank
-                || matrix.b.ncols() != rank
-                || !(scores.is_empty() || scores.len() == rank)
-            {
-                return Err(Error::shape("rank-one parts", &[rank], &[matrix.a.nrows()]));
+            if (matrix.a.nrows(), matrix.b.ncols()) != (rank, rank) {
+                let found = [matrix.a.nrows(), matrix.b.ncols()];
+                return Err(Error::shape("rank-one parts", &[rank, rank], &found));
+            }
+            if !(scores.is_empty() || scores.len() == rank) {
+                return Err(Error::shape("rank-one parts, as before", &[scores.len()], &[rank]));
             }
             scores.resize(rank, 0.0);
             let new = matrix.shares();

@@ -31,7 +31,7 @@ pub fn saliency(w: &ArrayRef2<f64>, gram: &Gram) -> Result<Array2<f64>> {
 /// The same by the empirical Fisher information: $\frac 12 W_{ij}^2 E[g_{ij}^2]$, from mean squared gradients.
 ///
 /// # Errors
-/// [`Error::Shape`] for gradients of another shape, [`Error::NonFinite`] for NaN or infinities.
+/// [`Error::Shape`] for gradients of another shape, [`Error::NonFinite`] for NaN or infinities, [`Error::Parameter`] for squares below 0.
 ///
 /// ```
 /// use structmat::ndarray::array;
@@ -45,6 +45,9 @@ pub fn fisher_saliency(w: &ArrayRef2<f64>, squared_gradients: &ArrayRef2<f64>) -
     }
     check_finite("weight", w)?;
     check_finite("squared gradients", squared_gradients)?;
+    if let Some(bad) = squared_gradients.iter().find(|g| **g < 0.0) {
+        return Err(Error::parameter("squared gradient", bad, "at least 0"));
+    }
     Ok(Array2::from_shape_fn(w.dim(), |at| 0.5 * w[at] * w[at] * squared_gradients[at]))
 }
 

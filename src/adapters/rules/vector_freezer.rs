@@ -69,7 +69,8 @@ impl VectorFreezer {
     /// Takes the vectors after a step (counted from 1) in, and says which of them rest from now on.
     ///
     /// # Errors
-    /// [`Error::Shape`] for another number of vectors, or one of another length; nothing has changed then.
+    /// [`Error::Shape`] for another number of vectors, or one of another length, [`Error::Parameter`] for NaN or infinities; nothing has changed
+    /// then.
     pub fn step(&mut self, step: usize, vectors: &[Vec<f64>]) -> Result<&[bool]> {
         if vectors.len() != self.start.len() {
             return Err(Error::shape("vectors", &[self.start.len()], &[vectors.len()]));
@@ -78,6 +79,9 @@ impl VectorFreezer {
             self.start.iter().zip(vectors).find(|(start, now)| start.len() != now.len())
         {
             return Err(Error::shape("vector", &[start.len()], &[now.len()]));
+        }
+        if let Some(bad) = vectors.iter().flatten().find(|v| !v.is_finite()) {
+            return Err(Error::parameter("vector", bad, "finite numbers"));
         }
         let VectorFreezerSettings { start, interval, count, beta } = self.settings;
         for ((strength, from), to) in self.strength.iter_mut().zip(&self.start).zip(vectors) {

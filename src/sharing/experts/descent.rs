@@ -142,10 +142,7 @@ impl Descent<'_> {
             let numbers = now.left.iter_mut().chain(&mut now.basis).chain(std::iter::once(&mut now.mix));
             let slopes = gradient.left.iter().chain(&gradient.basis).chain(std::iter::once(&gradient.mix));
             for ((numbers, slopes), adam) in numbers.zip(slopes).zip(&mut steps) {
-                // Both were made in standard layout.
-                if let (Some(numbers), Some(slopes)) = (numbers.as_slice_mut(), slopes.as_slice()) {
-                    adam.step(numbers, slopes, part);
-                }
+                adam.step_array(numbers, slopes, part);
             }
             if (k + 1) % LOOK == 0 || k + 1 == total {
                 let energy = self.energy(&now);

@@ -47,7 +47,10 @@ impl Factors {
                 Some(c) => linalg::matmul_nt(c, &right, run.threads()),
             };
             let normal = matmul(&right, &seen, run.threads());
-            self.left[e] = SpdSolver::new(&normal, RIDGE)?.solve_right(&matmul(w, &seen, run.threads()));
+            // For the change, so that what no input sees stays.
+            let missed = w - &matmul(&self.left[e], &right, run.threads());
+            self.left[e] +=
+                &SpdSolver::new(&normal, RIDGE)?.solve_right(&matmul(&missed, &seen, run.threads()));
         }
         Ok(())
     }

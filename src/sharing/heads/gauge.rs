@@ -117,6 +117,6 @@ pub fn procrustes<A: Deref<Target = ArrayRef2<f64>>>(
 }
 
 /// The cosine of an inner product and two squared norms.
-pub(super) fn cosine(product: f64, (a, b): (f64, f64)) -> f64 {
+pub(in crate::sharing) fn cosine(product: f64, (a, b): (f64, f64)) -> f64 {
     ratio(product, a.sqrt() * b.sqrt())
 }

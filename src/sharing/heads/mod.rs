@@ -3,6 +3,7 @@
 mod gauge;
 mod matching;
 
+pub(super) use gauge::cosine;
 pub use gauge::{Gauge, RotaryPairs, procrustes};
 pub use matching::{HeadMatches, MatchSpec};
 
@@ -104,9 +105,10 @@ impl Heads {
             return Err(Error::parameter("heads of the match", matches.first.len(), self.count.to_string()));
         }
         let first = |h: usize| matches.first.get(h).copied();
-        if let Some(h) = (0..self.count).find(|&h| first(h).and_then(first) != first(h)) {
+        if let Some(h) = (0..self.count).find(|&h| first(h).and_then(first) != first(h) || first(h) > Some(h))
+        {
             let received = format!("{:?} for head {h}", matches.first[h]);
-            return Err(Error::parameter("first", received, "a head that is kept itself"));
+            return Err(Error::parameter("first", received, "an earlier head that is kept itself"));
         }
         let (size, mut output) = (self.size(), self.output.clone());
         let [mut query, mut key, mut value] = [self.query.clone(), self.key.clone(), self.value.clone()];

@@ -32,8 +32,6 @@ impl Cut {
         let (count, features) = values.dim();
         let adam = |len, rate| Adam::new(len, rate, KEEP);
         let optimizers = [adam(values.len(), rate), adam(count, window_rate), adam(count, window_rate)];
-        // In standard layout, as the optimizer walks them.
-        let values = values.as_standard_layout().into_owned();
         Self { values, widths: vec![1.0; count], locations, masks: Masks::new(features), optimizers }
     }
 
@@ -72,9 +70,7 @@ impl Cut {
             window.features(features).for_each(|i| own[[k, i]] = slope[[k, i]]);
         }
         let [numbers, widths, locations] = &mut self.optimizers;
-        if let (Some(values), Some(own)) = (self.values.as_slice_mut(), own.as_slice()) {
-            numbers.step(values, own, part);
-        }
+        numbers.step_array(&mut self.values, &own, part);
         widths.step(&mut self.widths, &by_width, part);
         locations.step(&mut self.locations, &by_location, part);
         self.locations.iter_mut().for_each(|l| *l -= l.floor());
