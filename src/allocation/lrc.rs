@@ -21,7 +21,7 @@ impl LrcMatrix {
     /// Numbers that it holds: $r (m + n)$ or $m n$.
     pub fn params(&self) -> u64 {
         let (m, n) = (self.shape.0 as u64, self.shape.1 as u64);
-        self.rank.map_or(m * n, |rank| rank as u64 * (m + n))
+        self.rank.map_or(m.saturating_mul(n), |rank| (rank as u64).saturating_mul(m.saturating_add(n)))
     }
 
     /// Whether fine-tuning updates it: factors are trained, dense matrices are frozen.

@@ -87,7 +87,7 @@ impl Laser {
         self
     }
 
-    /// The matrices, with what the last [`stack`](Self::stack) has done to them.
+    /// The matrices, with what the last [`stack`](Self::stack) has done to them; as they were given after a [`grid`](Self::grid), or an error.
     pub fn matrices(&self) -> &[Array2<f64>] {
         &self.matrices
     }
@@ -127,6 +127,18 @@ impl Laser {
         &mut self,
         interventions: &[Intervention],
         mut score: impl FnMut(&[Array2<f64>]) -> Result<f64>,
+    ) -> Result<Vec<Trial>> {
+        let stacked = self.stacked(interventions, &mut score);
+        if stacked.is_err() {
+            self.matrices.clone_from(&self.given);
+        }
+        stacked
+    }
+
+    fn stacked(
+        &mut self,
+        interventions: &[Intervention],
+        mut score: &mut impl FnMut(&[Array2<f64>]) -> Result<f64>,
     ) -> Result<Vec<Trial>> {
         let grid = self.grid(interventions, &mut score)?;
         let mut best = number(score(&self.matrices)?)?;

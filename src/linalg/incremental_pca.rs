@@ -51,7 +51,8 @@ impl IncrementalPca {
     /// Takes a batch (batch x in) in.
     ///
     /// # Errors
-    /// [`Error::Shape`] for an empty batch, or one of another width, [`Error::NonFinite`] for NaN or infinities.
+    /// [`Error::Shape`] for an empty batch, or one of another width, [`Error::NonFinite`] for NaN, infinities or sums that overflow; nothing has
+    /// changed then.
     pub fn update(&mut self, x: &ArrayRef2<f64>) -> Result<()> {
         let (batch, n) = x.dim();
         if batch == 0 || n == 0 || self.count > 0 && n != self.mean.len() {
@@ -60,23 +61,23 @@ impl IncrementalPca {
         check_finite("inputs", x)?;
         let mean = x.sum_axis(Axis(0)) / batch as f64;
         let centred = &x.view() - &mean;
-        self.total += centred.iter().map(|v| v * v).sum::<f64>();
-        let rows = if self.count == 0 {
-            self.mean = mean;
-            centred
+        let mut total = self.total + centred.iter().map(|v| v * v).sum::<f64>();
+        let (mean, rows) = if self.count == 0 {
+            (mean, centred)
         } else {
             let (old, new) = (self.count as f64, batch as f64);
             let apart = &self.mean - &mean;
-            self.total += old * new / (old + new) * apart.dot(&apart);
+            total += old * new / (old + new) * apart.dot(&apart);
             let between = (&apart * (old * new / (old + new)).sqrt()).insert_axis(Axis(0));
             let mut before = self.components.clone();
             before.outer_iter_mut().zip(&self.values).for_each(|(mut row, value)| row *= *value);
-            self.mean = (&self.mean * old + &mean * new) / (old + new);
-            let stacked = concatenate(Axis(0), &[before.view(), centred.view(), between.view()]);
-            stacked.map_err(|e| Error::parameter("inputs", format!("{batch} x {n}"), e.to_string()))?
+            let stacked = concatenate(Axis(0), &[before.view(), centred.view(), between.view()])
+                .map_err(|e| Error::parameter("inputs", format!("{batch} x {n}"), e.to_string()))?;
+            ((&self.mean * old + &mean * new) / (old + new), stacked)
         };
-        self.count += batch;
         let found = svd(&rows, Threads::ONE)?.truncate(self.most);
+        // Nothing has changed until here.
+        (self.total, self.mean, self.count) = (total, mean, self.count + batch);
         self.previous = std::mem::replace(&mut self.components, found.vt);
         self.values = found.s;
         for mut row in self.components.outer_iter_mut() {
@@ -125,8 +126,10 @@ impl IncrementalPca {
         }
         let mut a = self.components.slice(s![..rank, ..]).to_owned();
         if whiten {
+            // What rounding leaves of no variance.
+            let least = f64::EPSILON * a.ncols().max(self.count) as f64 * self.values.first().unwrap_or(&0.0);
             for (mut row, value) in a.outer_iter_mut().zip(&self.values) {
-                if *value <= 0.0 {
+                if *value <= least {
                     return Err(Error::parameter("rank", rank, "only components with variance, to whiten"));
                 }
                 row /= value.sqrt();

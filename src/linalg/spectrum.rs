@@ -8,13 +8,16 @@
 /// assert_eq!(energy_rank(&[3.0, 1.0, 0.0], 1.0), 2);
 /// ```
 pub fn energy_rank(values: &[f64], share: f64) -> usize {
-    let goal = share * values.iter().map(|s| s * s).sum::<f64>();
-    if goal <= 0.0 {
+    let most = values.iter().copied().fold(0.0, f64::max);
+    // Relative to the largest, so that squares neither overflow nor vanish.
+    let square = |s: &f64| (s / most).powi(2);
+    let goal = share * values.iter().map(square).sum::<f64>();
+    if most == 0.0 || goal <= 0.0 {
         return 0;
     }
     let mut sum = 0.0;
     let reached = values.iter().position(|s| {
-        sum += s * s;
+        sum += square(s);
         sum >= goal
     });
     reached.map_or(values.len(), |k| k + 1)

@@ -34,7 +34,7 @@ impl SvdGuards {
             self.flat
         } else if large - small <= self.gap {
             let q = small / large;
-            (0..=self.terms.max(0)).map(|k| q.powi(2 * k)).sum::<f64>() / (large * large)
+            (0..=self.terms).map(|k| q.powi(2 * k)).sum::<f64>() / (large * large)
         } else {
             1.0 / ((large - small) * (large + small))
         };
@@ -105,8 +105,14 @@ pub fn svd_gradient(
         return Err(Error::NonFinite { what: "gradient by s", row: 0, col, value });
     }
     let positive = |x: f64| x.is_finite() && x > 0.0;
-    if !(positive(guards.floor) && guards.gap.is_finite() && guards.gap >= 0.0 && positive(guards.flat)) {
-        return Err(Error::parameter("guards", format!("{guards:?}"), "positive numbers"));
+    let sizes =
+        positive(guards.floor) && guards.gap.is_finite() && guards.gap >= 0.0 && positive(guards.flat);
+    if !(sizes && (0..=1000).contains(&guards.terms)) {
+        return Err(Error::parameter(
+            "guards",
+            format!("{guards:?}"),
+            "positive numbers, at most 1000 terms",
+        ));
     }
     let along = |thin: Array2<f64>| {
         let mut wide = Array2::zeros((k, k));

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::storage::Storage;
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt::{Display, Formatter};
 use std::ops::RangeInclusive;
@@ -143,11 +144,14 @@ impl Request {
     /// A parameter, where it is set.
     ///
     /// # Errors
-    /// [`Error::Parameter`] when it does not parse.
-    pub fn get<V: FromStr>(&self, name: &str) -> Result<Option<V>> {
+    /// When it does not parse, what its type says if that is an [`Error`], else [`Error::Parameter`].
+    pub fn get<V: FromStr<Err: 'static>>(&self, name: &str) -> Result<Option<V>> {
         let parse = |text: &String| {
-            text.parse().map_err(|_| {
-                Error::parameter(name, text, format!("a value of type {}", std::any::type_name::<V>()))
+            text.parse::<V>().map_err(|error| match (Box::new(error) as Box<dyn Any>).downcast::<Error>() {
+                Ok(own) => *own,
+                Err(_) => {
+                    Error::parameter(name, text, format!("a value of type {}", std::any::type_name::<V>()))
+                }
             })
         };
         self.params.get(name).map(parse).transpose()

@@ -19,8 +19,8 @@ use ndarray::{Array2, Array3, ArrayRef2, ArrayView3, Axis, concatenate, s};
 /// That holds for the 16-bit storages, `bf16` and `f16`; in all others every factor is in the storage asked for, and the matrix is a
 /// [`LowRank`] in three pieces. Columns of $U$ have 1 as their largest magnitude, and rows of $V$ the scale.
 /// Scales of the codes come on top: the crate's `int8` has one of 16 bits per 32 numbers of a row, `r ceil(k / 32) + k ceil(r / 32)` with
-/// `r = min(m, n)`, at most a sixteenth more for square matrices, where the source has one for all numbers of a component; errors are the
-/// smaller for it, at most 1/127 of the largest magnitude among 32 numbers.
+/// `r = min(m, n)`: a sixteenth more for square matrices whose `k` and `r` are multiples of 32, and as much as the numbers themselves at rank 1. The
+/// source has one for all numbers of a component; errors are the smaller for it, at most 1/127 of the largest magnitude among 32 numbers.
 ///
 /// Parameters and multiply-adds: `k (m + n)`. Byte budgets count codes as codes; those of parameters do not see the difference.
 ///
@@ -111,6 +111,8 @@ impl RemappedLowRank {
             if storage == factor.storage() || factor.len() == 0 { factor } else { factor.to_storage(storage) }
         };
         let (u, v) = (coded(u).packed_forward(), coded(v).packed_forward());
+        // Nothing has no storage: files do not hold it.
+        let rest = if rest.len() == 0 { rest.to_storage(Storage::F32) } else { rest };
         Self { shape, u, v, rest: rest.packed_forward() }
     }
 

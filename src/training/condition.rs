@@ -97,10 +97,15 @@ pub fn condition_number(a: &ArrayRef2<f64>) -> Result<f64> {
 /// [`Error::Parameter`] for a `tau` that is not a finite number of at least 1, [`Error::Shape`] for an empty matrix, [`Error::NonFinite`] for NaN
 /// or infinities.
 pub fn clip_condition(w: &ArrayRef2<f64>, tau: f64) -> Result<Array2<f64>> {
-    clamped(w, tau, |s| {
-        let least = nearest_least(s, tau);
-        (least, tau * least)
-    })
+    check_bound(tau)?;
+    check_matrix(w)?;
+    let found = svd(w, Threads::ONE)?;
+    let (top, least) = (found.s.first().copied().unwrap_or(0.0), found.s.last().copied().unwrap_or(0.0));
+    if top <= tau * least {
+        return Ok(w.to_owned());
+    }
+    let least = nearest_least(&found.s, tau);
+    Ok(with_values(found, least, tau * least))
 }
 
 /// The published clamp: singular values to $[\bar\sigma - e, \bar\sigma + e]$ with their mean $\bar\sigma$ and
@@ -117,8 +122,8 @@ pub fn clip_condition_to_mean(w: &ArrayRef2<f64>, tau: f64) -> Result<Array2<f64
     check_matrix(w)?;
     let found = svd(w, Threads::ONE)?;
     let mean = mean(&found.s);
-    let e = mean * ((tau - 1.0) / (tau + 1.0));
-    Ok(with_values(found, mean - e, mean + e))
+    // The same two ends, without a difference that cancels for a large bound.
+    Ok(with_values(found, mean * (2.0 / (tau + 1.0)), mean * (2.0 * (tau / (tau + 1.0)))))
 }
 
 /// $\sqrt{a}\, Q$ with the `Q` of the QR decomposition of `s` (of its transpose where it is wide) and $a = \lVert S \rVert_F^2 / \min(m, n)$: orthogonal up
@@ -155,19 +160,6 @@ fn check_matrix(w: &ArrayRef2<f64>) -> Result<()> {
         return Err(Error::shape("matrix (must not be empty)", &[m.max(1), n.max(1)], &[m, n]));
     }
     check_finite("matrix", w)
-}
-
-/// `w` with its singular values clamped to the range that `range` gives for them, or as it is where it meets the bound.
-fn clamped(w: &ArrayRef2<f64>, tau: f64, range: impl Fn(&[f64]) -> (f64, f64)) -> Result<Array2<f64>> {
-    check_bound(tau)?;
-    check_matrix(w)?;
-    let found = svd(w, Threads::ONE)?;
-    let (top, least) = (found.s.first().copied().unwrap_or(0.0), found.s.last().copied().unwrap_or(0.0));
-    if top <= tau * least {
-        return Ok(w.to_owned());
-    }
-    let (low, high) = range(&found.s);
-    Ok(with_values(found, low, high))
 }
 
 fn with_values(mut svd: Svd, low: f64, high: f64) -> Array2<f64> {

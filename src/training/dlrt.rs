@@ -119,6 +119,8 @@ pub struct Dlrt {
     settings: DlrtSettings,
     /// Of `K`, `L` and `S`; empty before the first step.
     moments: [Adam<f64>; 3],
+    /// Rows of $U$, rows and columns of $S$, and rows of $V$ after the last step.
+    sizes: [usize; 4],
 }
 
 /// Moments of matrices move between bases by these: on the right of `K` and `L`, on both sides of `S`.
@@ -161,7 +163,7 @@ impl Dlrt {
             keep = betas;
         }
         settings.bound.map_or(Ok(()), |bound| bound.check())?;
-        Ok(Self { settings, moments: [(); 3].map(|()| Adam::new(0, 1.0, keep)) })
+        Ok(Self { settings, moments: [(); 3].map(|()| Adam::new(0, 1.0, keep)), sizes: [0; 4] })
     }
 
     /// The settings.
@@ -179,8 +181,8 @@ impl Dlrt {
         Ok(())
     }
 
-    /// One step of `w`. `gradient` is asked for the gradient at the point that it is given: first at `w`, then at the same matrix in new bases,
-    /// whose $S$ is larger with [`DlrtMode::Adaptive`] (with [`DlrtMode::CoreOnly`] at `w` alone). A dense gradient is one too:
+    /// One step of `w`. `gradient` is asked for the gradient at the point that it is given: first at `w`, then in new bases, at the same matrix in
+    /// larger ones with [`DlrtMode::Adaptive`], at what they hold of it with [`DlrtMode::Fixed`] (with [`DlrtMode::CoreOnly`] at `w` alone). A dense gradient is one too:
     /// `|w| Ok(w.to_dense() - &target)`.
     ///
     /// Moments of Adam start anew where `w` is not of the sizes that the last step left.
@@ -194,6 +196,11 @@ impl Dlrt {
         mut gradient: impl FnMut(&LowRank3) -> Result<G>,
     ) -> Result<DlrtStep> {
         let mut next = self.clone();
+        if next.sizes != sizes(w)
+            && let Rule::Adam { betas } = next.settings.rule
+        {
+            next.moments = [(); 3].map(|()| Adam::new(0, 1.0, betas));
+        }
         let (found, step) = match self.settings.mode {
             DlrtMode::CoreOnly => {
                 let g = gradient(w)?;
@@ -204,6 +211,7 @@ impl Dlrt {
             }
             mode => next.move_all(w, mode, &mut gradient)?,
         };
+        next.sizes = sizes(&found);
         *w = found;
         *self = next;
         Ok(step)
@@ -296,6 +304,11 @@ impl Dlrt {
         }
         adam.step_array(x, g, rate);
     }
+}
+
+fn sizes(w: &LowRank3) -> [usize; 4] {
+    let (p, q) = w.s.dim();
+    [w.u.nrows(), p, q, w.v.nrows()]
 }
 
 fn check_rate(rate: f64) -> Result<()> {

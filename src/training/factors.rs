@@ -44,16 +44,8 @@ impl LowRank3 {
     /// Those of [`from_product`](Self::from_product), and [`Error::Parameter`] when columns of $U$ or $V$ are not orthonormal within 1e-8.
     pub fn new(u: Array2<f64>, s: Array2<f64>, v: Array2<f64>) -> Result<Self> {
         check(&u, &s, &v)?;
-        for (name, factor) in [("u", &u), ("v", &v)] {
-            let apart = deviation(factor);
-            if apart.is_nan() || apart > ORTHONORMAL {
-                return Err(Error::parameter(
-                    name,
-                    format!("columns {apart:e} from orthonormal"),
-                    format!("at most {ORTHONORMAL:e}; `from_product` takes any"),
-                ));
-            }
-        }
+        check_orthonormal("u", &u)?;
+        check_orthonormal("v", &v)?;
         Ok(Self { u, s, v })
     }
 
@@ -224,6 +216,18 @@ fn check_rank((m, n): (usize, usize), rank: usize) -> Result<()> {
 }
 
 /// The largest entry of $Q^T Q - I$.
+/// [`Error::Parameter`] unless columns are orthonormal.
+pub(super) fn check_orthonormal(name: &'static str, q: &ArrayRef2<f64>) -> Result<()> {
+    let apart = deviation(q);
+    match apart <= ORTHONORMAL {
+        true => Ok(()),
+        false => {
+            let expected = format!("at most {ORTHONORMAL:e}");
+            Err(Error::parameter(name, format!("columns {apart:e} from orthonormal"), expected))
+        }
+    }
+}
+
 fn deviation(q: &ArrayRef2<f64>) -> f64 {
     let gram = matmul_tn(q, q, Threads::ONE);
     let entry = |((i, j), x): ((usize, usize), &f64)| (x - f64::from(u8::from(i == j))).abs();

@@ -1,5 +1,6 @@
 //! Weights rebuilt from the subspaces of their outputs.
 
+use super::factors::check_orthonormal;
 use crate::error::{Error, Result};
 use crate::linalg::{IncrementalPca, Threads, check_finite, eigh, matmul_tn, svd};
 use crate::projection::{Family, Gram, Objective, Options};
@@ -64,19 +65,22 @@ pub fn output_basis(outputs: &Gram, k: usize) -> Result<Array2<f64>> {
 
 /// The published basis, `out x k`, for comparison: of each batch of outputs (`batch x out`) the `k` leading right singular vectors, and the
 /// `k` leading principal directions of all these vectors together. `centred` subtracts their mean first and goes through the batches
-/// incrementally, as the published code does; otherwise the directions are the leading eigenvectors of $\sum_b V_b V_b^T$.
+/// incrementally, as the published code does, so that signs of singular vectors count; otherwise the directions are the leading eigenvectors of $\sum_b V_b V_b^T$.
 ///
 /// Either forgets how strong the directions of a batch are, so that [`output_basis`] loses no more of the outputs.
 ///
 /// Source: Q. Wang et al., "Dobi-SVD: Differentiable SVD for LLM Compression and Some New Perspectives", 2025.
 ///
 /// # Errors
-/// [`Error::Shape`] without batches, or for batches of different widths, [`Error::Parameter`] for a `k` that is not in 1 to the smallest side of
+/// [`Error::Shape`] without batches, or for batches of different widths, [`Error::Parameter`] for a single batch to be centred, a `k` that is not in 1 to the smallest side of
 /// all batches, [`Error::NonFinite`] for NaN or infinities.
 pub fn subspace_basis(batches: &[ArrayView2<'_, f64>], k: usize, centred: bool) -> Result<Array2<f64>> {
     let Some(m) = batches.first().map(|batch| batch.ncols()) else {
         return Err(Error::shape("batches", &[1], &[0]));
     };
+    if centred && batches.len() < 2 {
+        return Err(Error::parameter("batches", batches.len(), "at least 2, to be centred"));
+    }
     let (mut pca, mut moment) = (IncrementalPca::new(k), Gram::new(m));
     for batch in batches {
         if batch.ncols() != m {
@@ -98,13 +102,15 @@ pub fn subspace_basis(batches: &[ArrayView2<'_, f64>], k: usize, centred: bool) 
 /// $P P^T W$ for an orthonormal basis $P$ (`out x k`) of a subspace of the outputs of `w` (`out x in`), as a low-rank matrix in `f64`.
 ///
 /// # Errors
-/// [`Error::Shape`] when the basis is not of as many rows as `w`, [`Error::NonFinite`] for NaN or infinities.
+/// [`Error::Shape`] when the basis is not of as many rows as `w`, [`Error::NonFinite`] for NaN or infinities, [`Error::Parameter`] unless its columns
+/// are orthonormal.
 pub fn project_outputs(w: &ArrayRef2<f64>, basis: &ArrayRef2<f64>) -> Result<LowRank> {
     if basis.nrows() != w.nrows() {
         return Err(Error::shape("basis", &[w.nrows(), basis.ncols()], basis.shape()));
     }
     check_finite("weight", w)?;
     check_finite("basis", basis)?;
+    check_orthonormal("basis", basis)?;
     Ok(LowRank::from_arrays(Storage::F64, &basis.to_owned(), &matmul_tn(basis, w, Threads::ONE)))
 }
 

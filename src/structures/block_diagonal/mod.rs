@@ -90,10 +90,15 @@ impl BlockDiagonal {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn shuffled(shape: (usize, usize), blocks: Factor) -> Result<Self> {
-        let rows = Self::shuffle(shape.0, blocks.blocks());
-        let cols = (0..shape.1.min(MAX_FEATURES)).map(|j| j as u32).collect();
-        Self::checked(shape, blocks, Some((rows, cols)))
+    pub fn shuffled((m, n): (usize, usize), blocks: Factor) -> Result<Self> {
+        if m.max(n) > MAX_FEATURES {
+            let reason = format!("{m} x {n}: expected at most {MAX_FEATURES} features");
+            return Err(Error::record(Self::NAME, reason));
+        }
+        // Blocks that fit, before lists as long as the sides are made.
+        let plain = Self::new((m, n), blocks)?;
+        let rows = Self::shuffle(m, plain.blocks.blocks());
+        Ok(Self { order: Some((rows, (0..n as u32).collect())), ..plain })
     }
 
     /// The rows of a matrix with `rows` rows in the order in which `blocks` blocks own them after a channel shuffle: those at 0, `blocks`,

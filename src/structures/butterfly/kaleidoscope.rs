@@ -22,7 +22,7 @@ use ndarray::{Array2, Array3, ArrayRef2};
 /// permutation, by the routing of a Benes network ([`permutation`](Self::permutation)).
 ///
 /// Projection: the better of the butterfly nearest to $W$ and the transpose of the one nearest to $W^T$, then sweeps of least squares over
-/// the stages of both factors, which never raise the error: a local optimum, never worse than a butterfly of the same blocks. No sweeps for
+/// the stages of both factors, which never raise the error: a local optimum, without activations and before rounding never worse than a butterfly of the same blocks. No sweeps for
 /// matrices of more than $2^{20}$ entries. With activations further sweeps follow, from the plain projection.
 ///
 /// Source: T. Dao et al., "Kaleidoscope: an efficient, learnable representation for all structured linear maps", 2020; V. Beneš,

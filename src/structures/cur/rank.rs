@@ -2,10 +2,12 @@
 
 use crate::error::{Error, Result};
 use crate::linalg;
+use crate::parts::MAX_FEATURES;
 
 /// The largest rank at which `C U R` has fewer parameters than a dense `out x in` matrix, $r (m + n) + r^2 < m n$; 0 when there is none.
 pub fn break_even_rank(out: usize, inp: usize) -> usize {
-    let (m, n) = (out as u128, inp as u128);
+    // No matrix is larger, and squares of this fit.
+    let (m, n) = (out.min(MAX_FEATURES) as u128, inp.min(MAX_FEATURES) as u128);
     let root = ((m * m + 6 * m * n + n * n).isqrt() - (m + n)) / 2;
     let pays = |r: u128| r * (m + n) + r * r < m * n;
     let rank = if pays(root) { root } else { root.saturating_sub(1) };
@@ -46,6 +48,9 @@ pub fn curing_rank(
     }
     if let Some(bad) = spectrum.iter().find(|s| !(**s >= 0.0 && s.is_finite())) {
         return Err(Error::parameter("spectrum", bad, "finite numbers >= 0"));
+    }
+    if spectrum.windows(2).any(|pair| pair[0] < pair[1]) {
+        return Err(Error::parameter("spectrum", "rising values", "falling ones"));
     }
     let rounded = linalg::energy_rank(spectrum, energy)
         .max(1)

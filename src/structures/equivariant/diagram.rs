@@ -7,6 +7,7 @@
 /// they are, else 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EquivariantDiagram {
+    pub(super) n: usize,
     pub(super) axes: (usize, usize),
     pub(super) blocks: Vec<Vec<usize>>,
     pub(super) free: Vec<usize>,
@@ -14,6 +15,11 @@ pub struct EquivariantDiagram {
 }
 
 impl EquivariantDiagram {
+    /// Size of each axis.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
     /// `(out_axes, in_axes)`.
     pub fn axes(&self) -> (usize, usize) {
         self.axes
@@ -35,51 +41,50 @@ impl EquivariantDiagram {
     }
 
     /// Calls `entry` with row, column and value of each entry that is not zero.
-    pub fn for_each(&self, n: usize, entry: &mut dyn FnMut(usize, usize, f64)) {
+    pub fn for_each(&self, entry: &mut dyn FnMut(usize, usize, f64)) {
         let mut indices = vec![0; self.axes.0 + self.axes.1];
         let signs: Vec<_> = match self.free.is_empty() {
             true => vec![(Vec::new(), 1.0)],
-            false => arrangements(&(0..n).collect::<Vec<_>>()),
+            false => arrangements(&(0..self.n).collect::<Vec<_>>()),
         };
         for (values, sign) in signs {
             self.free.iter().zip(values).for_each(|(v, value)| indices[*v] = value);
-            self.assign(n, 0, sign, &mut indices, entry);
+            self.assign(0, sign, &mut indices, entry);
         }
     }
 
     /// All indices of the blocks from `first` on.
     fn assign(
         &self,
-        n: usize,
         first: usize,
         sign: f64,
         indices: &mut [usize],
         entry: &mut dyn FnMut(usize, usize, f64),
     ) {
         let Some(block) = self.blocks.get(first) else {
-            let number = |axes: &[usize]| axes.iter().fold(0, |number, index| number * n + index);
+            let number = |axes: &[usize]| axes.iter().fold(0, |number, index| number * self.n + index);
             let (rows, cols) = indices.split_at(self.axes.0);
             return entry(number(rows), number(cols), sign);
         };
-        for value in 0..n {
+        for value in 0..self.n {
             block.iter().for_each(|v| indices[*v] = value);
             let mut sign = sign;
             if self.is_skew(block) {
                 indices[block[1]] = value ^ 1;
                 sign = if value % 2 == 0 { sign } else { -sign };
             }
-            self.assign(n, first + 1, sign, indices, entry);
+            self.assign(first + 1, sign, indices, entry);
         }
     }
 
     /// $\langle E, E' \rangle$ for two diagrams of the same group and axes, from the components of their union: $n$ for each without free vertices,
     /// with a sign for the symplectic group; of $SO(n)$, $n!$ times the sign with which paths join the free vertices, 0 where they do not. 0 for
-    /// diagrams between other tensors.
-    pub fn inner(&self, other: &Self, n: usize) -> f64 {
-        if self.axes != other.axes || self.symplectic != other.symplectic {
+    /// diagrams between other tensors or of other groups.
+    pub fn inner(&self, other: &Self) -> f64 {
+        if (self.n, self.axes) != (other.n, other.axes) || self.symplectic != other.symplectic {
             return 0.0;
         }
-        let size = n as f64;
+        let size = self.n as f64;
         if !self.symplectic && self.free.is_empty() && other.free.is_empty() {
             return size.powi(components(self, other) as i32);
         }

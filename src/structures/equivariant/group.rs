@@ -2,6 +2,7 @@
 
 use super::diagram::{EquivariantDiagram, matchings, partitions, subsets};
 use crate::error::{Error, Result};
+use crate::parts::MAX_FEATURES;
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
@@ -83,12 +84,18 @@ impl EquivariantGroup {
     /// free axes last. There are [`count`](Self::count) of them.
     ///
     /// # Errors
-    /// [`Error::Parameter`] where there is none or are more than 4096, for `n` that the group does not have, and for more than 12 axes.
+    /// [`Error::Parameter`] where there is none or are more than 4096, for `n` that the group does not have, for more than 12 axes, and for tensors of more
+    /// than 2^31 entries.
     pub fn diagrams(self, n: usize, out_axes: usize, in_axes: usize) -> Result<Vec<EquivariantDiagram>> {
         let axes = out_axes.saturating_add(in_axes);
         self.checked_count(n, axes)?;
         let all: Vec<usize> = (0..axes).collect();
+        let entries = |axes: usize| u32::try_from(axes).ok().and_then(|axes| n.checked_pow(axes));
+        if [out_axes, in_axes].into_iter().any(|axes| entries(axes).is_none_or(|all| all > MAX_FEATURES)) {
+            return Err(Error::parameter("n", n, format!("at most {MAX_FEATURES} entries of each tensor")));
+        }
         let diagram = |blocks, free| EquivariantDiagram {
+            n,
             axes: (out_axes, in_axes),
             blocks,
             free,

@@ -82,6 +82,10 @@ impl EquivariantSpec {
     /// `(c_out, c_in)` for a matrix of `shape`, and the number of diagrams.
     fn sizes(&self, shape: (usize, usize)) -> Result<((usize, usize), usize)> {
         let Self { group, n, out_axes, in_axes } = *self;
+        if shape.0.max(shape.1) > MAX_FEATURES {
+            let expected = format!("at most {MAX_FEATURES} features");
+            return Err(Error::parameter("shape", format!("{shape:?}"), expected));
+        }
         let axes = out_axes.saturating_add(in_axes);
         let count = group.checked_count(n, axes)?;
         let channels = |features: usize, axes: usize| {
@@ -273,7 +277,7 @@ impl StructuredMatrix for Equivariant {
         let (mut dense, (outputs, inputs)) = (Array2::zeros(self.shape), self.channels());
         for (d, diagram) in self.diagrams().iter().enumerate() {
             let lambda = self.lambda.matrix(d);
-            diagram.for_each(self.spec.n, &mut |i, j, value| {
+            diagram.for_each(&mut |i, j, value| {
                 let block = s![i * outputs..(i + 1) * outputs, j * inputs..(j + 1) * inputs];
                 dense.slice_mut(block).scaled_add(value, &lambda);
             });
@@ -294,7 +298,7 @@ fn divisors(a: usize, b: usize) -> Vec<usize> {
     while b != 0 {
         (a, b) = (b, a % b);
     }
-    let small = (1..).take_while(|d| d * d <= a).filter(|d| a.is_multiple_of(*d));
+    let small = (1..).take_while(|d| *d <= a / d).filter(|d| a.is_multiple_of(*d));
     let mut all: Vec<usize> = small.flat_map(|d| [d, a / d]).collect();
     all.sort_unstable();
     all.dedup();
@@ -312,7 +316,7 @@ impl Family for Equivariant {
     type Spec = EquivariantSpec;
 
     fn spec(shape: (usize, usize), request: &Request) -> Result<EquivariantSpec> {
-        let group = request.get::<String>("group")?.as_deref().map_or(Ok(Default::default()), str::parse)?;
+        let group = request.get("group")?.unwrap_or_default();
         let out_axes = request.get_in("out_axes", 0..=MOST_AXES)?.unwrap_or(1);
         let in_axes = request.get_in("in_axes", 0..=MOST_AXES)?.unwrap_or(1);
         let with = |n| EquivariantSpec { group, n, out_axes, in_axes };
@@ -361,7 +365,7 @@ impl Family for Equivariant {
         let (outputs, inputs) = channels;
         let plan = spec.plan()?;
         let diagrams = &plan.diagrams;
-        let gram = Array2::from_shape_fn((count, count), |(a, b)| diagrams[a].inner(&diagrams[b], spec.n));
+        let gram = Array2::from_shape_fn((count, count), |(a, b)| diagrams[a].inner(&diagrams[b]));
         let solver = SpdSolver::new(&gram, 0.0)?;
         let solve = |rhs: &[f64]| {
             let pairs = outputs * inputs;
@@ -372,7 +376,7 @@ impl Family for Equivariant {
         let adjoint = |e: &ArrayRef2<f64>| {
             let mut inner = Array3::zeros((count, outputs, inputs));
             for (diagram, mut inner) in diagrams.iter().zip(inner.outer_iter_mut()) {
-                diagram.for_each(spec.n, &mut |i, j, value| {
+                diagram.for_each(&mut |i, j, value| {
                     let block = s![i * outputs..(i + 1) * outputs, j * inputs..(j + 1) * inputs];
                     inner.scaled_add(value, &e.slice(block));
                 });
@@ -403,7 +407,7 @@ impl Family for Equivariant {
     fn random(shape: (usize, usize), spec: &EquivariantSpec, storage: Storage, seed: u64) -> Result<Self> {
         let ((outputs, inputs), count) = spec.sizes(shape)?;
         let plan = spec.plan()?;
-        let energy: f64 = plan.diagrams.iter().map(|diagram| diagram.inner(diagram, spec.n)).sum();
+        let energy: f64 = plan.diagrams.iter().map(|diagram| diagram.inner(diagram)).sum();
         let scale = (shape.0 as f64 / (energy * outputs as f64 * inputs as f64)).sqrt();
         let all = Gaussian::new(seed).matrix(count * outputs, inputs, scale);
         let lambda = Factor::from_fn(storage, (count, outputs, inputs), |d, o, i| all[[d * outputs + o, i]]);

@@ -192,7 +192,9 @@ pub(super) fn fit(
     let start = support.mask(w);
     let (values, history) = refit(w, &support, start.clone(), c, run.max_iterations(STEPS), run)?;
     let scale = objective.energy(w).sqrt();
-    let history = history.iter().map(|e| ratio(e.sqrt(), scale)).collect();
-    let values = if objective.energy(&(w - &values)) <= before { values } else { start };
+    let (values, history) = match objective.energy(&(w - &values)) <= before {
+        true => (values, history.iter().map(|e| ratio(e.sqrt(), scale)).collect()),
+        false => (start, Vec::new()),
+    };
     Ok(Fit::local(Sparse::keep(run.storage(), &values, support), history))
 }

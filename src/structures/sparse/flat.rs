@@ -29,14 +29,14 @@ impl FlatButterfly {
         let (side, (rows, cols)) = (self.side(), self.grid);
         let centre = if side == 0 { 0 } else { row * side / rows };
         let bits = self.strides.min(side.max(1).next_power_of_two().trailing_zeros() as usize);
-        let mut kept: Vec<usize> = (0..bits).map(|bit| centre ^ 1 << bit).filter(|j| *j < side).collect();
-        if side > 0 {
-            kept.push(centre);
-        }
-        kept.sort_unstable();
+        // Ascending: without one of its bits from the highest down, itself, and with one more from the lowest up.
+        let flip = move |bit: usize| centre ^ 1 << bit;
+        let below = (0..bits).rev().filter(move |bit| centre >> bit & 1 == 1).map(flip);
+        let above = (0..bits).filter(move |bit| centre >> bit & 1 == 0).map(flip);
+        let kept = below.chain(std::iter::once(centre)).chain(above).filter(move |j| *j < side);
         // Block columns that are stretched from j: those with `col * side / cols == j`.
         let first = move |j: usize| ((j * cols).div_ceil(side) * self.size).min(self.shape.1);
-        kept.into_iter().map(move |j| first(j)..first(j + 1))
+        kept.map(move |j| first(j)..first(j + 1))
     }
 
     /// How many positions there are.

@@ -28,8 +28,8 @@ use std::str::FromStr;
 /// and multiplied.
 ///
 /// Projection: the entries of largest magnitude, which is optimal; so it is for a diagonal $C$ with the scores
-/// $W_{ij}^2 C_{jj}$. For any other $C$ the values are refitted on both of these supports, row by row
-/// $w_s = (W C)_s C_{ss}^{-1}$ by conjugate gradients that share one product with $C$ per step; the better one is kept. Every
+/// $W_{ij}^2 C_{jj}$. For any other $C$ the one of these two supports that loses less with the entries of $W$ is kept, and its values are refitted,
+/// row by row $w_s = (W C)_s C_{ss}^{-1}$, by conjugate gradients that share one product with $C$ per step. Every
 /// step lowers the error, and it is never above that of the plain projection.
 ///
 /// Source: S. Han et al., "Learning both weights and connections for efficient neural networks", 2015; A. Mishra et al.,
