@@ -159,7 +159,8 @@ fn flat_butterflies_have_the_positions_of_all_stages_together() {
         assert!(dense.columns().into_iter().all(|column| column.iter().any(|v| *v != 0.0)));
     }
     for bad in ["butterfly=", "butterfly=0", "butterfly=2:0", "butterfly=2:x", "butterfly"] {
-        assert!(Sparse::spec((8, 8), &Request::new().with("pattern", bad)).is_err(), "{bad}");
+        let error = Sparse::spec((8, 8), &Request::new().with("pattern", bad)).unwrap_err().to_string();
+        assert!(error.contains("butterfly=b:strides"), "{bad}: {error}");
     }
     let none = SparseSpec { nnz: 1, pattern: SparsePattern::Butterfly { size: 0, strides: 1 } };
     assert!(Sparse::project(&gaussian(4, 4, 1), &none, &PLAIN, &exactly()).is_err());
@@ -393,8 +394,8 @@ fn projections_are_idempotent_and_no_longer_than_the_weight() {
     let w = with_spectrum(M, N, 5, |k| 1.0 / (1.0 + k as f64));
     for case in CASES {
         let once = case.project(&w, &PLAIN);
-        assert!(once.report.relative_error <= 1.0, "{}", case.label());
         let fit = once.matrix.to_dense_f64();
+        assert!(norm(&fit) <= norm(&w) * (1.0 + 1e-6), "{}: {}", case.label(), norm(&fit) / norm(&w));
         let twice = case.project(&fit, &PLAIN);
         let limit = if case.recovery <= EXACT { 1e-6 } else { case.recovery };
         assert!(twice.report.relative_error <= limit, "{}: {:e}", case.label(), twice.report.relative_error);

@@ -476,7 +476,7 @@ fn requests_say_what_is_wrong() {
     assert_eq!((w.shape(), w.n_params()), ((9, 27), 3 * 3)); // 1 x 3 channels
     assert_eq!(ask((8, 4), "group=so n=2 out_axes=3 in_axes=1").unwrap().n_params(), 3 * 2 + 6 * 2);
     for (shape, parameters, words) in [
-        ((9, 9), "", "n"),
+        ((9, 9), "", "a value, or a budget"),
         ((9, 9), "n=0", "at least 1"),
         ((9, 9), "n=2", "divides 9"),
         ((9, 9), "n=3 out_axes=3", "divides 9"),
@@ -488,7 +488,7 @@ fn requests_say_what_is_wrong() {
         ((4096, 4096), "group=o n=2 out_axes=6 in_axes=6", "4096"),
         ((81, 6561), "group=so n=9 out_axes=2 in_axes=8", "at most 8"),
         ((9, 9), "n=18446744073709551615 in_axes=2", "divides"),
-        ((9, 9), "n=many", "n"),
+        ((9, 9), "n=many", "many"),
     ] {
         let error = ask(shape, parameters).unwrap_err();
         assert!(matches!(error, Error::Parameter { .. }), "{parameters}: {error}");

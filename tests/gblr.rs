@@ -147,9 +147,10 @@ fn proximal_and_mean_steps_shrink_widths() {
     assert_eq!(locations, [0.25, 0.75, 0.5, 0.0]);
     // Rows count three times as much as columns: the mean is 0.5.
     let (mut rows, mut cols) = (vec![0.4, 0.6], vec![0.2, 0.8]);
-    mean_shrink(&mut rows, &mut cols, (30, 10), 0.45);
+    mean_shrink(&mut rows, &mut cols, (30, 10), 0.45).unwrap();
     assert!(rows.iter().chain(&cols).zip([0.35, 0.55, 0.15, 0.75]).all(|(a, b)| (a - b).abs() < 1e-12));
-    mean_shrink(&mut rows, &mut cols, (30, 10), 0.9);
+    mean_shrink(&mut rows, &mut cols, (30, 10), 0.9).unwrap();
+    assert!(mean_shrink(&mut rows, &mut cols, (30, 10), f64::NAN).is_err());
     assert!((rows[0] - 0.35).abs() < 1e-12);
 }
 

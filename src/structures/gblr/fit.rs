@@ -50,10 +50,15 @@ pub(super) fn fit(
         scaled.v.values /= &roots;
         starts.push(scaled);
     }
-    if let Some(root) = objective.root()? {
+    let number = match spec.method {
+        GblrMethod::Descent { price } => price,
+        GblrMethod::Gradient { .. } => 0.0,
+    };
+    // One of the whole budget, whatever its price.
+    if let Some(root) = objective.root()?.filter(|_| number == 0.0) {
         starts.extend(weighted::low_rank(w, root, spec, run)?);
     }
-    weighted::refine(w, c, starts, objective, run)
+    weighted::refine(w, c, starts, Price { number, overhead: spec.overhead }, objective, run)
 }
 
 /// Without activations.
@@ -75,8 +80,15 @@ fn descend(w: &Array2<f64>, spec: &GblrSpec, price: f64, run: &Run<'_>) -> Resul
         total: run.max_iterations(if w.len() <= SMALL_WEIGHT { 2 * SWEEPS } else { SWEEPS }),
         history: Vec::new(),
     };
-    let (mut state, history) = search.run(price / most / most / norm / norm)?;
-    state.u.values *= most * norm;
+    let least = if price > 0.0 {
+        (price / most / most / norm / norm).clamp(f64::MIN_POSITIVE, f64::MAX)
+    } else {
+        0.0
+    };
+    let (mut state, history) = search.run(least)?;
+    let root = most.sqrt() * norm.sqrt();
+    state.u.values *= root;
+    state.v.values *= root;
     Ok((state, history))
 }
 
@@ -160,7 +172,7 @@ impl Search<'_> {
         for (_, mut state, _) in found {
             last = last.min(self.meet(&mut state, number, least, &mut best)?);
         }
-        self.fill(&mut best, last)?;
+        self.fill(&mut best, last, least)?;
         self.polish(&mut best)?;
         Ok((best.state, std::mem::take(&mut self.history)))
     }
@@ -243,9 +255,9 @@ impl Search<'_> {
     }
 
     /// Spends what is left of the budget on further components: parts of them where whole ones do not fit, and less gainful ones where none
-    /// pays.
-    fn fill(&self, best: &mut Best, number: f64) -> Result<()> {
-        let mut price = Price { number: 0.5 * number, overhead: self.overhead };
+    /// pays; none below the price `least`.
+    fn fill(&self, best: &mut Best, number: f64, least: f64) -> Result<()> {
+        let mut price = Price { number: (0.5 * number).max(least), overhead: self.overhead };
         for _ in 0..FILLS {
             let (before, room) = (best.state.len(), self.limit - best.state.size(self.overhead));
             if room < (2 + self.overhead).max(self.limit / 200) {
@@ -255,7 +267,8 @@ impl Search<'_> {
             if best.state.len() == before {
                 match growth.cramped {
                     Some(v) => best.state.squeeze(self.w, v, room - self.overhead, self.run),
-                    None => price.number *= 0.25,
+                    None if price.number <= least => break,
+                    None => price.number = (0.25 * price.number).max(least),
                 }
             }
         }

@@ -4,7 +4,7 @@ use super::GblrSpec;
 use super::descent::State;
 use super::window::{CyclicWindow, Masks, mean_shrink, rounded};
 use crate::adam::Adam;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::linalg::{self, matmul, matmul_nt};
 use crate::projection::Run;
 use ndarray::Array2;
@@ -88,8 +88,11 @@ pub(super) fn fit(
     let energy: f64 = w.iter().map(|a| a * a).sum();
     let mut best = (State::empty((m, n)), energy);
     let mut history = Vec::new();
-    if energy == 0.0 {
+    if w.iter().all(|a| *a == 0.0) {
         return Ok((best.0, history));
+    }
+    if !energy.is_normal() {
+        return Err(Error::parameter("weight", "squares that overflow or vanish", "a scale nearer to 1"));
     }
     let count = m.min(n);
     let (left, right) = linalg::svd(w, threads)?.split_sqrt(count);
@@ -134,7 +137,7 @@ pub(super) fn fit(
                 break;
             }
             shrunk *= 0.98;
-            mean_shrink(&mut u.widths, &mut v.widths, (m, n), shrunk);
+            mean_shrink(&mut u.widths, &mut v.widths, (m, n), shrunk)?;
             continue;
         }
         rest *= 2.0 / energy;
@@ -142,7 +145,7 @@ pub(super) fn fit(
         let part = 1.0 - (1.0 - LAST) * step as f64 / steps as f64;
         u.step(&rows, &da, part);
         v.step(&cols, &db, part);
-        mean_shrink(&mut u.widths, &mut v.widths, (m, n), target);
+        mean_shrink(&mut u.widths, &mut v.widths, (m, n), target)?;
     }
     Ok((best.0, history))
 }

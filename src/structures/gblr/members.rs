@@ -52,6 +52,9 @@ impl Members {
             let (rows, cols) = (side(i, m), side(j, n));
             let block = w.slice(s![rows.clone(), cols.clone()]);
             let rank = (limit / (rows.len() + cols.len() + overhead)).min(rows.len().min(cols.len()));
+            if rank == 0 {
+                continue;
+            }
             let svd = linalg::truncated_svd(&block, rank, &options, run.threads())?.svd;
             for (k, &value) in svd.s.iter().enumerate().filter(|(_, value)| **value > 0.0) {
                 let (u, v) = (svd.u.column(k).to_vec(), svd.vt.row(k).to_vec());

@@ -39,8 +39,8 @@ use rand::Rng;
 /// of the largest sum of gains is the best window, and the component goes where even that does not pay for the other side. So the
 /// penalized objective never rises. New components come from leading singular vectors, large rows and large columns of what is left. The descent starts from
 /// nothing and from the singular triplets that pay in the best of the grids `1x1`, `2x2`, `4x4`, `8x8`; the better one goes on, and the price moves until the budget is
-/// met. What is left of the budget goes to further components, and the numbers are refitted. The result is a local optimum, never worse than the low-rank matrix, or the best
-/// choice of singular triplets of the blocks of one of these grids (block-low-rank, and block-diagonal as far as blocks of low rank go), within the same budget.
+/// met. What is left of the budget goes to further components, and the numbers are refitted. The result is a local optimum, never worse than the low-rank matrix, or the
+/// singular triplets with the most energy per number of the blocks of one of these grids, within the same budget.
 ///
 /// With activations, left sides see $C = E[x x^T]$ exactly; right ones are fitted by conjugate gradients in windows that stay.
 /// The starts are the plain fit, that of $W\, \mathrm{diag}(C)^{1/2}$ (all there is to do for a diagonal $C$) and the best weighted low-rank
@@ -475,7 +475,8 @@ impl Family for Gblr {
         spec.check((m, n))?;
         let mut gaussian = Gaussian::new(seed);
         let mut below = |limit: usize| (gaussian.rng().next_u64() % limit as u64) as usize;
-        let (mut left, mut places, mut covered) = (spec.numbers, Vec::new(), 0.0);
+        let most = GblrSpec::most((m, n), spec.overhead);
+        let (mut left, mut places, mut covered) = (spec.numbers.min(most), Vec::new(), 0.0);
         while left >= 2 + spec.overhead {
             let room = left - spec.overhead;
             let (mut rows, mut cols) = (1 + below(m), 1 + below(n));

@@ -1,7 +1,7 @@
 //! Fits under activations: the numbers of given windows.
 
 use super::GblrSpec;
-use super::descent::{State, pass};
+use super::descent::{Price, State, pass};
 use super::fit::full_components;
 use super::window::CyclicWindow;
 use crate::error::Result;
@@ -37,26 +37,30 @@ pub(super) fn low_rank(
 }
 
 /// Lowers the weighted error of the numbers in given windows: left sides one component after the other, each exactly; right sides together,
-/// by conjugate gradients. A sweep of each start, then more of the best: never worse than any of them.
+/// by conjugate gradients. A sweep of each start, then more of the best, numbers counted at their price: never worse than any of them.
 pub(super) fn refine(
     w: &Array2<f64>,
     c: &Array2<f64>,
     starts: Vec<State>,
+    price: Price,
     objective: &Objective<'_>,
     run: &Run<'_>,
 ) -> Result<(State, Vec<f64>)> {
     let (wc, scale) = (matmul(w, c, run.threads()), objective.energy(w));
-    let mut best: Option<Descent<State>> = None;
+    let mut best: Option<(f64, Descent<State>)> = None;
     for state in starts {
         let energy = objective.energy(&state.residual(w, run.threads()));
         let mut swept = state.clone();
         let after = sweep(w, c, &wc, &mut swept, objective, run)?;
         let (state, energy) = if after < energy { (swept, after) } else { (state, energy) };
-        if best.as_ref().is_none_or(|best| energy < best.energy) {
-            best = Some(Descent { state, energy, history: Vec::new() });
+        let cost = energy + price.number * state.size(price.overhead) as f64;
+        if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+            best = Some((cost, Descent { state, energy, history: Vec::new() }));
         }
     }
-    let Some(Descent { state, energy, .. }) = best else { return Ok((State::empty(w.dim()), Vec::new())) };
+    let Some((_, Descent { state, energy, .. })) = best else {
+        return Ok((State::empty(w.dim()), Vec::new()));
+    };
     let stop = Stop { sweeps: SWEEPS, tolerance: 1e-3 };
     let found =
         descend(run, stop, scale, state, energy, |state, _, _| sweep(w, c, &wc, state, objective, run))?;

@@ -69,7 +69,7 @@ pub fn rounded(value: f64, n: usize) -> f64 {
 /// ```
 ///
 /// # Errors
-/// [`Error::Parameter`] unless `w` and `l` are finite, `n` is at least 1 and `sigma` positive (or infinite).
+/// [`Error::Parameter`] unless `w` and `l` are within 1e6 of zero, `n` is at least 1 and `sigma` positive (or infinite).
 pub fn gaudi_mask(w: f64, l: f64, n: usize, sigma: f64) -> Result<Vec<f64>> {
     check(w, l, n, sigma)?;
     let mut mask = vec![0.0; n];
@@ -106,18 +106,26 @@ pub fn proximal_step(widths: &mut [f64], locations: &mut [f64], amount: f64) -> 
 /// The step that keeps widths to a budget: all of them are lowered by the excess of their mean over `target`, then clamped to
 /// $[0, 1]$. Windows of rows count with the number of rows `m`, those of columns with that of columns `n`, so that `target` is the stored numbers as a
 /// fraction of those of full windows.
-pub fn mean_shrink(rows: &mut [f64], cols: &mut [f64], (m, n): (usize, usize), target: f64) {
+///
+/// # Errors
+/// [`Error::Parameter`] for a `target` that is not a number.
+pub fn mean_shrink(rows: &mut [f64], cols: &mut [f64], (m, n): (usize, usize), target: f64) -> Result<()> {
+    if target.is_nan() {
+        return Err(Error::parameter("target", target, "a number"));
+    }
     let (m, n) = (m as f64, n as f64);
     let all = m * rows.len() as f64 + n * cols.len() as f64;
     let mean = (m * rows.iter().sum::<f64>() + n * cols.iter().sum::<f64>()) / all.max(1.0);
     let excess = (mean - target).max(0.0);
     rows.iter_mut().chain(cols).for_each(|w| *w = (*w - excess).clamp(0.0, 1.0));
+    Ok(())
 }
 
 fn check(w: f64, l: f64, n: usize, sigma: f64) -> Result<()> {
     for (name, value) in [("w", w), ("l", l)] {
-        if !value.is_finite() {
-            return Err(Error::parameter(name, value, "a finite number"));
+        // Beyond, products with frequencies lose all digits.
+        if value.is_nan() || value.abs() > 1e6 {
+            return Err(Error::parameter(name, value, "a number of at most 1e6 either way"));
         }
     }
     if n == 0 || n > MAX_FEATURES {
@@ -168,7 +176,7 @@ impl Masks {
 
 /// What the spectra of a mask and of its derivative by the width have in common.
 fn common(l: f64, sigma: f64, k: f64, turn: f64) -> Complex<f64> {
-    Complex::cis(PI * (turn - 2.0 * k * l)) * (-k * k / (2.0 * sigma * sigma)).exp() / sinc(turn)
+    Complex::cis(PI * (turn - 2.0 * k * l)) * (-0.5 * (k / sigma).powi(2)).exp() / sinc(turn)
 }
 
 fn spectrum(w: f64, l: f64, sigma: f64, k: f64, turn: f64) -> Complex<f64> {

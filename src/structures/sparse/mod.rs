@@ -12,7 +12,7 @@ use crate::gradient::{Differentiate, gathered};
 use crate::kernels::{Pattern, SparseProduct, sparse_scratch_len};
 use crate::linalg::{Threads, matmul_tn};
 use crate::matrix::{Multiply, Operands, StructuredMatrix};
-use crate::parts::Parts;
+use crate::parts::{MAX_FEATURES, Parts};
 use crate::projection::{Family, Fit, Objective, Request, Run, scale_outputs};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
@@ -274,6 +274,13 @@ impl Family for Sparse {
             return Ok(SparseSpec { nnz, pattern });
         }
         if let SparsePattern::Butterfly { size: block, strides } = pattern {
+            if out.max(inp) > MAX_FEATURES {
+                return Err(Error::shape(
+                    "weight",
+                    &[out.min(MAX_FEATURES), inp.min(MAX_FEATURES)],
+                    &[out, inp],
+                ));
+            }
             let nnz = FlatButterfly::new((out, inp), block, strides).positions();
             request.require(Self::NAME, (out, inp), size(nnz))?;
             return Ok(SparseSpec { nnz, pattern });
