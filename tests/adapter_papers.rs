@@ -3,6 +3,7 @@
 mod common;
 
 use common::{difference, exactly, falls, gaussian, norm, with_spectrum};
+use structmat::Error;
 use structmat::adapters::analysis::{DeltaSettings, delta_report, swap_test};
 use structmat::adapters::methods::{self, Cola, ColaSettings, CpKernel, Dora, Dota, Pyramid, Skeleton};
 use structmat::adapters::methods::{CapaDensity, CapaMasks, SkeletonBasis, SpectralAdditive, SpectralChange};
@@ -1196,11 +1197,12 @@ fn nora_fits_of_activations() {
             // GELU wants a coefficient of x⁴ below 0 in the denominator, which the second form does not have.
             let limit = if (name, form) == ("gelu", Denominator::SumAbs) { 2.5e-3 } else { 1e-3 };
             assert!(fit.max_error < limit, "{name} {form:?}: {:e}", fit.max_error);
-            let measured =
-                (0..=600).map(|k| -3.0 + k as f64 / 100.0).map(|x| (fit.layer.at(0, x) - f(x)).abs());
+            let measured = (0..=600)
+                .map(|k| -3.0 + k as f64 / 100.0)
+                .map(|x| (fit.layer.at(0, x).unwrap() - f(x)).abs());
             assert!(measured.fold(0.0, f64::max) <= fit.max_error * 1.01);
             // The denominator is at least 1: no pole anywhere.
-            assert!((-1000..=1000).all(|k| fit.layer.at(0, k as f64 / 10.0).is_finite()));
+            assert!((-1000..=1000).all(|k| fit.layer.at(0, k as f64 / 10.0).unwrap().is_finite()));
         }
     }
     let form = Denominator::AbsSum;
@@ -1221,9 +1223,9 @@ fn nora_derivatives_are_those_of_differences() {
             for k in 0..40 {
                 let x = -2.0 + 0.1 * k as f64 + 0.037;
                 let h = 1e-5;
-                let slope = (layer.at(group, x + h) - layer.at(group, x - h)) / (2.0 * h);
+                let slope = (layer.at(group, x + h).unwrap() - layer.at(group, x - h).unwrap()) / (2.0 * h);
                 assert!(
-                    (layer.derivative(group, x) - slope).abs() < 1e-6 * (1.0 + slope.abs()),
+                    (layer.derivative(group, x).unwrap() - slope).abs() < 1e-6 * (1.0 + slope.abs()),
                     "{form:?} at {x}"
                 );
             }
@@ -1240,7 +1242,7 @@ fn nora_starts_at_the_base_activation() {
     assert_eq!(start.forward(&x).unwrap(), base.forward(&x).unwrap());
     let b = gaussian(4, 3, 4);
     let moved = base.adapted((&b, &a_n), (&b, &a_d), 2.0).unwrap();
-    assert!((0..4).all(|g| (moved.at(g, 0.7) - base.at(0, 0.7)).abs() > 1e-3));
+    assert!((0..4).all(|g| (moved.at(g, 0.7).unwrap() - base.at(0, 0.7).unwrap()).abs() > 1e-3));
     assert!(base.adapted((&b, &a_n), (&gaussian(3, 3, 1), &a_d), 2.0).is_err());
     assert!(moved.adapted((&gaussian(3, 3, 1), &a_n), (&gaussian(3, 3, 1), &a_d), 2.0).is_err());
     assert!(base.adapted((&b, &a_d), (&b, &a_d), 2.0).is_err());
@@ -1306,6 +1308,13 @@ fn watermark_weighs_by_activations_and_refuses_bad_input() {
     assert!(key.embed(&w, &bits, None, &WatermarkSettings { rank: 0, ..settings }).is_err());
     assert!(key.embed(&w, &bits, None, &WatermarkSettings { rate: f64::NAN, ..settings }).is_err());
     assert!(key.verify(&w, &bits[..2]).is_err());
+    // Nothing is read where nothing is.
+    assert!(matches!(
+        key.verify(&Array2::from_elem((32, 40), f64::NAN), &bits),
+        Err(Error::NonFinite { .. })
+    ));
+    assert!(matches!(key.verify(&Array2::zeros((32, 40)), &bits), Err(Error::Parameter { .. })));
+    assert!(Watermark::new((1 << 40, 1 << 40), 1 << 20, 1).is_err());
 }
 
 // EVA and the expressive power of LoRA

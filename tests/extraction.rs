@@ -421,6 +421,8 @@ fn bad_input_is_an_error_that_says_what_is_wrong() {
             let fits = kind == Kind::Lokr && size > 0;
             assert_eq!(matches!(error, Err(Error::Parameter { .. })), !fits, "{kind:?} {size}");
         }
+        let none = Array2::zeros((0, 0));
+        assert!(extract_on(&none, &none, kind, usize::MAX).is_err(), "{kind:?}");
         let mut bad = delta.clone();
         bad[[1, 2]] = f64::NAN;
         assert!(matches!(extract_on(&w, &bad, kind, 2), Err(Error::NonFinite { .. })), "{kind:?}");

@@ -242,6 +242,16 @@ fn planted_windows_are_recovered_at_a_price() {
     }
 }
 
+/// Numbers have their price under activations too.
+#[test]
+fn prices_count_with_activations() {
+    let (w, numbers) = planted(48, 0.02, 3);
+    let gram = correlated_gram(48, 4);
+    let spec = Gblr::spec(w.dim(), &Request::new().with("price", 2)).unwrap();
+    let found = Gblr::project(&w, &spec, &Objective::Activations(&gram), &exactly()).unwrap();
+    assert!(found.report.params <= 2 * numbers, "{} of {numbers}", found.report.params);
+}
+
 #[test]
 fn planted_windows_are_recovered_at_their_budget() {
     let mut errors = Vec::new();

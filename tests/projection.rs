@@ -337,3 +337,23 @@ fn codes_make_up_for_each_other_on_what_the_inputs_are() {
         }
     }
 }
+
+/// Where inputs show nothing, or next to nothing, codes are rounded to nearest.
+#[test]
+fn codes_of_what_inputs_do_not_show() {
+    let w = gaussian(12, 40, 1);
+    let mut thin = Array2::<f64>::zeros((40, 40));
+    thin[[3, 3]] = 1e-300;
+    for c in [Array2::zeros((40, 40)), thin] {
+        let gram = Gram::from_second_moment(&c).unwrap();
+        for (name, ratio) in [("dense", 1.0), ("low_rank", 0.8)] {
+            let entry = structmat::registry::family(name).unwrap();
+            for storage in [Storage::Int8, Storage::Int4] {
+                let options = Options { storage, ..Options::default() };
+                let request = Request::new().budget(Budget::Ratio(ratio));
+                let found = entry.project(&w, &request, &Objective::Activations(&gram), &options).unwrap();
+                assert!(found.matrix.to_dense_f64().iter().all(|v| v.is_finite()), "{name} {storage}");
+            }
+        }
+    }
+}

@@ -190,6 +190,22 @@ fn masa_under_different_moments_falls_and_beats_both_starts() {
     assert!((error(&each) / error(&common) - 1.0).abs() < 1e-9);
 }
 
+/// What no input sees stays as the plain dictionary has it; what a start does not use can still be found.
+#[test]
+fn masa_keeps_what_is_not_seen_and_finds_what_its_starts_miss() {
+    let weights = many(4, 5, 6, 80);
+    let mut grams: Vec<Gram> = (0..3).map(|l| correlated_gram(6, 90 + l)).collect();
+    grams.push(Gram::new(6));
+    let (found, _) = matrix_pca(&weights, &atoms(2), &SharedObjective::Each(&grams), &exactly()).unwrap();
+    assert!(norm(&found.member(3).unwrap().to_dense_f64()) > 0.1 * norm(&weights[3]));
+    // Both starts are the first matrix alone, and the second correlates with it as its inputs see it.
+    let weights = [array![[2.0, 0.0]], array![[0.0, 1.0]]];
+    let moment = |c: f64| Gram::from_second_moment(&array![[1.0, c], [c, 1.0]]).unwrap();
+    let grams = [moment(0.9), moment(-0.9)];
+    let (_, report) = matrix_pca(&weights, &atoms(1), &SharedObjective::Each(&grams), &exactly()).unwrap();
+    assert!(report.weighted_relative_error.unwrap() < 0.2, "{:?}", report.weighted_relative_error);
+}
+
 #[test]
 fn masa_residuals_are_fitted_by_their_family() {
     let weights = many(6, 12, 10, 70);
@@ -819,7 +835,7 @@ fn heads_refuse_what_does_not_fit() {
         new(1, &q, &q, &q, &o).unwrap().matches(&MatchSpec { alpha: 1.0, ..Default::default() }).unwrap();
     assert_eq!(single.distinct(), 1);
     assert!(matches!(all.share(&single, KeptHead::First, Storage::F32), Err(Error::Parameter { .. })));
-    for first in [vec![0, 7], vec![1, 0]] {
+    for first in [vec![0, 7], vec![1, 0], vec![1, 1]] {
         let matches = structmat::sharing::HeadMatches { first, pairs: vec![], gauge: Gauge::Orthogonal };
         assert!(matches!(all.share(&matches, KeptHead::First, Storage::F32), Err(Error::Parameter { .. })));
     }

@@ -55,6 +55,9 @@ impl Pema {
         if rank == 0 || rank > most {
             return Err(Error::parameter("rank", rank, format!("1 to {most}")));
         }
+        if !scale.is_finite() {
+            return Err(Error::parameter("scale", scale, "a finite number"));
+        }
         check_finite("hidden states", states)?;
         let a = svd(states, Threads::ONE)?.truncate(rank).vt;
         let code = matmul_nt(states, &a, Threads::ONE) * scale;
@@ -107,7 +110,7 @@ impl Pema {
 /// or 1 those of one of them, bit for bit.
 ///
 /// # Errors
-/// [`Error::Shape`] when the lengths differ, [`Error::Parameter`] for `λ` outside of 0 to 1.
+/// [`Error::Shape`] when the lengths differ, [`Error::Parameter`] for `λ` outside of 0 to 1, or NaN.
 ///
 /// ```
 /// let (p, q) = ([0.5f64.ln(), 0.5f64.ln()], [1.0f64.ln(), 0.0f64.ln()]);
@@ -121,6 +124,9 @@ pub fn mix_log_probs(p: &[f64], q: &[f64], lambda: f64) -> Result<Vec<f64>> {
     }
     if !(0.0..=1.0).contains(&lambda) {
         return Err(Error::parameter("lambda", lambda, "0 to 1"));
+    }
+    if p.iter().chain(q).any(|v| v.is_nan()) {
+        return Err(Error::parameter("log probabilities", f64::NAN, "numbers"));
     }
     if lambda == 0.0 || lambda == 1.0 {
         return Ok(if lambda == 0.0 { p.to_vec() } else { q.to_vec() });

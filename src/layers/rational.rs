@@ -48,8 +48,24 @@ impl GroupRational {
         }
     }
 
-    /// The value of group `group` at `x`. Panics when there is no such group.
-    pub fn at(&self, group: usize, x: f64) -> f64 {
+    /// The value of group `group` at `x`.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when there is no such group.
+    pub fn at(&self, group: usize, x: f64) -> Result<f64> {
+        self.check(group).map(|()| self.value(group, x))
+    }
+
+    pub(super) fn check(&self, group: usize) -> Result<()> {
+        let groups = self.numerator.nrows();
+        match group < groups {
+            true => Ok(()),
+            false => Err(Error::parameter("group", group, format!("less than {groups}"))),
+        }
+    }
+
+    /// Of a group that is there.
+    pub(super) fn value(&self, group: usize, x: f64) -> f64 {
         let horner = |coefficients: ndarray::ArrayView1<'_, f64>, x: f64, abs: bool| {
             coefficients.iter().rev().fold(0.0, |sum, c| sum * x + if abs { c.abs() } else { *c })
         };
@@ -71,6 +87,6 @@ impl GroupRational {
             return Err(Error::shape("channels of a rational", &[x.nrows(), groups], x.shape()));
         }
         let each = (channels / groups).max(1);
-        Ok(Array2::from_shape_fn(x.dim(), |(i, j)| T::narrow(self.at(j / each, x[[i, j]].widen()))))
+        Ok(Array2::from_shape_fn(x.dim(), |(i, j)| T::narrow(self.value(j / each, x[[i, j]].widen()))))
     }
 }

@@ -40,7 +40,7 @@ impl GroupRational {
     /// ```
     /// use structmat::layers::{Denominator, GroupRational};
     /// let fit = GroupRational::fit(Denominator::SumAbs, f64::tanh, (-3.0, 3.0), (5, 4))?;
-    /// assert!(fit.max_error < 1e-3 && (fit.layer.at(0, 1.0) - 1f64.tanh()).abs() < 1e-3);
+    /// assert!(fit.max_error < 1e-3 && (fit.layer.at(0, 1.0)? - 1f64.tanh()).abs() < 1e-3);
     /// # Ok::<(), structmat::Error>(())
     /// ```
     pub fn fit(
@@ -80,8 +80,10 @@ impl GroupRational {
             for _ in 0..WEIGHTINGS {
                 theta = problem.descend(theta, &weights)?;
                 let layer = problem.layer(&theta)?;
-                let max_error = checks.iter().map(|(x, y)| (layer.at(0, *x) - y).abs()).fold(0.0, f64::max);
-                if best.as_ref().is_none_or(|best| max_error < best.max_error) {
+                let max_error = checks.iter().map(|(x, y)| (layer.value(0, *x) - y).abs());
+                // NaN stays, and is never the least.
+                let max_error = max_error.fold(0.0, |most, e| if e <= most { most } else { e });
+                if !max_error.is_nan() && best.as_ref().is_none_or(|best| max_error < best.max_error) {
                     best = Some(RationalFit { layer, max_error });
                 }
                 let errors = problem.errors(&theta);
@@ -97,8 +99,12 @@ impl GroupRational {
         best.ok_or(Error::NoConvergence("the fit of a rational function"))
     }
 
-    /// The slope of group `group` at `x`; where an absolute value has none, that from above. Panics when there is no such group.
-    pub fn derivative(&self, group: usize, x: f64) -> f64 {
+    /// The slope of group `group` at `x`; where an absolute value has none, that from above.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when there is no such group.
+    pub fn derivative(&self, group: usize, x: f64) -> Result<f64> {
+        self.check(group)?;
         let (a, b) = (self.numerator.row(group), self.denominator.row(group));
         let (mut p, mut dp, mut inner, mut d_inner) = (0.0, 0.0, 0.0, 0.0);
         a.iter().rev().for_each(|a| (p, dp) = (p * x + a, dp * x + p));
@@ -116,7 +122,7 @@ impl GroupRational {
             Denominator::AbsSum => (1.0 + inner.abs(), if inner < 0.0 { -d_inner } else { d_inner }),
             Denominator::SumAbs => (1.0 + inner, sign * d_inner),
         };
-        (dp * q - p * dq) / (q * q)
+        Ok((dp * q - p * dq) / (q * q))
     }
 
     /// NoRA: the same with coefficients adapted by low-rank matrices over groups and powers, `a + scale B_n A_n` and `b + scale B_d A_d`; `(B, A)` are of

@@ -6,6 +6,7 @@
 /// use structmat::linalg::energy_rank;
 /// assert_eq!(energy_rank(&[3.0, 1.0, 0.0], 0.9), 1);
 /// assert_eq!(energy_rank(&[3.0, 1.0, 0.0], 1.0), 2);
+/// assert_eq!(energy_rank(&[1e-200, 1e-200], 1.0), 2);
 /// ```
 pub fn energy_rank(values: &[f64], share: f64) -> usize {
     let most = values.iter().copied().fold(0.0, f64::max);

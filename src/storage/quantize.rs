@@ -18,7 +18,7 @@ pub(super) fn int8(
     row: impl FnMut(usize, &mut [f64]),
 ) -> (AlignedVec<i8>, AlignedVec<bf16>) {
     let mut codes = AlignedVec::zeroed(rows * cols);
-    let scales = quantize(rows, cols, 127.0, &[1.0], row, |i, j, code| codes[i * cols + j] = code);
+    let scales = quantize(rows, cols, Codes::INT8, row, |i, j, code| codes[i * cols + j] = code);
     (codes, scales)
 }
 
@@ -30,7 +30,7 @@ pub(super) fn int4(
 ) -> (AlignedVec<u8>, AlignedVec<bf16>) {
     let mut codes = nibbles(rows, cols);
     let scales =
-        quantize(rows, cols, 7.0, &SHRINK, row, |i, j, code| set_nibble(&mut codes, cols, (i, j), code));
+        quantize(rows, cols, Codes::INT4, row, |i, j, code| set_nibble(&mut codes, cols, (i, j), code));
     (codes, scales)
 }
 
@@ -49,14 +49,19 @@ fn set_nibble(codes: &mut AlignedVec<u8>, cols: usize, (i, j): (usize, usize), c
 pub(crate) struct Codes {
     max_code: f64,
     shrink: &'static [f64],
+    /// Two in a byte.
+    paired: bool,
 }
 
 impl Codes {
+    const INT8: Self = Self { max_code: 127.0, shrink: &[1.0], paired: false };
+    const INT4: Self = Self { max_code: 7.0, shrink: &SHRINK, paired: true };
+
     /// Of storages that have them.
     pub(crate) fn of(storage: Storage) -> Option<Self> {
         match storage {
-            Storage::Int8 => Some(Self { max_code: 127.0, shrink: &[1.0] }),
-            Storage::Int4 => Some(Self { max_code: 7.0, shrink: &SHRINK }),
+            Storage::Int8 => Some(Self::INT8),
+            Storage::Int4 => Some(Self::INT4),
             Storage::F64 | Storage::F32 | Storage::Bf16 | Storage::F16 => None,
         }
     }
@@ -75,7 +80,7 @@ impl Codes {
     pub(crate) fn data(self, codes: &ArrayRef2<i8>, scales: &ArrayRef2<bf16>) -> Data {
         let ((rows, cols), groups) = (codes.dim(), scales.ncols());
         let scales = AlignedVec::from_fn(rows * groups, |k| scales[[k / groups, k % groups]]);
-        if self.max_code > 7.0 {
+        if !self.paired {
             return Data::Int8 {
                 codes: AlignedVec::from_fn(rows * cols, |k| codes[[k / cols, k % cols]]),
                 scales,
@@ -90,8 +95,7 @@ impl Codes {
 fn quantize(
     rows: usize,
     cols: usize,
-    max_code: f64,
-    shrink: &[f64],
+    codes: Codes,
     mut row: impl FnMut(usize, &mut [f64]),
     mut store: impl FnMut(usize, usize, i8),
 ) -> AlignedVec<bf16> {
@@ -101,10 +105,10 @@ fn quantize(
     for i in 0..rows {
         row(i, &mut values);
         for (g, group) in values.chunks(GROUP).enumerate() {
-            let scale = best_scale(group, &[1.0; GROUP], max_code, shrink);
+            let scale = codes.scale(group, &[1.0; GROUP]);
             scales[i * groups + g] = scale;
             for (j, value) in group.iter().enumerate() {
-                store(i, g * GROUP + j, encode(*value, scale.to_f64(), max_code) as i8);
+                store(i, g * GROUP + j, codes.code(*value, scale));
             }
         }
     }

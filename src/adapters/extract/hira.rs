@@ -46,6 +46,15 @@ mod tests {
     #[test]
     fn the_error_never_rises() {
         let (base, delta) = (Gaussian::new(1).matrix(16, 21, 1.0), Gaussian::new(2).matrix(16, 21, 1.0));
+        // Each factor is the least-squares one for the other.
+        let given = Entrywise { target: &delta, x: &base };
+        let a = Gaussian::new(3).matrix(3, 21, 1.0);
+        let b = given.left(&a).unwrap();
+        let slope = ((&delta - &(&base * &b.dot(&a))) * &base).dot(&a.t());
+        assert!(slope.iter().all(|g| g.abs() < 1e-9));
+        let a = given.right(&b).unwrap();
+        let slope = b.t().dot(&((&delta - &(&base * &b.dot(&a))) * &base));
+        assert!(slope.iter().all(|g| g.abs() < 1e-9));
         let found = nearest(&base, &delta, 3).unwrap();
         assert!(found.history.len() > 2 && found.history.windows(2).all(|pair| pair[1] <= pair[0]));
     }

@@ -152,11 +152,11 @@ fn pass_over(
                 target[i] = inner[[k, i]];
             }
         }
-        for (j, other) in moving.windows.iter().enumerate() {
+        for (j, (other, values)) in moving.windows.iter().zip(rows(&moving.values)).enumerate() {
             let shared = grams[[k, j]];
-            let Some(values) = rows(&moving.values).nth(j).filter(|_| j != k && shared != 0.0) else {
+            if j == k || shared == 0.0 {
                 continue;
-            };
+            }
             for a in open.runs(features) {
                 for b in other.runs(features) {
                     let (from, to) = (a.start.max(b.start), a.end.min(b.end));
