@@ -156,6 +156,11 @@ impl<'a> Parts<'a> {
         self.map_factors(&mut Factor::clone)
     }
 
+    /// A copy with numbers of its own, which clones of factors share.
+    pub fn unshared(&self) -> Parts<'static> {
+        self.map_factors(&mut Factor::unshared)
+    }
+
     pub(crate) fn map_factors(&self, map: &mut dyn FnMut(&Factor) -> Factor) -> Parts<'static> {
         Parts {
             structure: self.structure.clone(),

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use structmat::Result;
 use structmat::ndarray::{Array2, ArrayView2, linalg::general_mat_mul};
 use structmat::prelude::*;
+use structmat::registry;
 
 /// The conditions of a cell.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +53,7 @@ pub fn structured(
     matrix: Box<dyn StructuredMatrix>,
     storage: Storage,
     at: Conditions,
-) -> Candidate {
+) -> Result<Candidate> {
     let bytes = matrix.storage_bytes();
     let (params, flops) = (matrix.n_params(), matrix.flops(1));
     let mut factors = BTreeMap::new();
@@ -61,12 +62,14 @@ pub fn structured(
         let prefix = if part.structure() == name { String::new() } else { format!("{}.", part.structure()) };
         factors.extend(part.factors().map(|(name, factor)| (format!("{prefix}{name}"), factor.shape())));
     }
-    drop(parts);
     let copies = copies(bytes, at.threads, at.cold);
+    // Clones would share their numbers.
+    let more = (1..copies).map(|_| registry::load(parts.unshared())).collect::<Result<Vec<_>>>()?;
+    drop(parts);
     let reference = matrix.clone();
-    let matrices = vec![matrix; copies];
+    let matrices: Vec<_> = std::iter::once(matrix).chain(more).collect();
     let mut exec = if at.threads == 1 { Exec::new() } else { Exec::threads(at.threads) };
-    Candidate {
+    Ok(Candidate {
         name: name.to_owned(),
         storage,
         params,
@@ -77,7 +80,7 @@ pub fn structured(
         factors,
         expected: Box::new(move |x| x.mapv(f64::from).dot(&reference.to_dense_f64().t())),
         run: Box::new(move |k, x, y| matrices[k].apply_into(x, y, Update::Overwrite, &mut exec)),
-    }
+    })
 }
 
 /// The dense products: this crate's in every storage, the `gemm` crate's (faer's), gemmkit's on weights packed beforehand, ndarray's.
@@ -89,7 +92,7 @@ pub fn dense_candidates(at: Conditions, storages: &[Storage]) -> Result<Vec<Cand
         std::iter::once(Storage::F32).chain(storages.iter().copied().filter(|s| *s != Storage::F32))
     {
         let own = Dense::new(&w)?.to_storage(storage)?;
-        candidates.push(Candidate { dense: true, ..structured("dense (structmat)", own, storage, at) });
+        candidates.push(Candidate { dense: true, ..structured("dense (structmat)", own, storage, at)? });
     }
     let copies = copies(4 * m * n, at.threads, at.cold);
     let reference = Rc::new(w.mapv(f64::from));

@@ -223,7 +223,7 @@ fn cell(args: &Args, entries: &[&Entry], at: Conditions, machine: &mut Machine) 
                 if candidates.len() > dense && memory(&candidates[dense..]) + next > MEMORY {
                     flush(&mut candidates)?;
                 }
-                candidates.push(structured(entry.name, matrix, storage, at));
+                candidates.push(structured(entry.name, matrix, storage, at)?);
             }
         }
     }

@@ -36,7 +36,7 @@ pub fn measure(args: &Args, entries: &[&'static Entry]) -> Result<(Vec<Member>, 
         dense.project(&w, &whole, &Objective::Frobenius, &options)?.matrix,
         storage,
         at,
-    )];
+    )?];
     let mut members = Vec::new();
     let families = entries.iter().filter(|entry| entry.name != dense.name);
     let bar = cli::progress(entries.len());
@@ -53,7 +53,7 @@ pub fn measure(args: &Args, entries: &[&'static Entry]) -> Result<(Vec<Member>, 
             if std::mem::replace(&mut last, params) != params {
                 let error = projected.report.relative_error;
                 members.push(Member { structure: entry.name, params, error, seconds: 0.0, on_front: false });
-                candidates.push(structured(entry.name, projected.matrix, storage, at));
+                candidates.push(structured(entry.name, projected.matrix, storage, at)?);
             }
         }
         bar.inc(1);

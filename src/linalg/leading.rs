@@ -1,14 +1,16 @@
 //! The leading singular triplets of small blocks, by a band Lanczos process to machine precision.
 
 use super::convert::standard;
+use super::gemv::{add_combination, products};
 use super::svd::from_rows;
-use super::{Eigh, Svd, Threads, check_finite, eigh, svd, tridiagonal, vectorised};
+use super::{Eigh, Svd, Threads, check_finite, eigh, elementwise, svd, tridiagonal, vectorised};
 use crate::error::Result;
 use ndarray::{Array2, ArrayRef2, ArrayView2, s};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// The leading `rank` components (at most `min(m, n)`) of the SVD of one small block, without the rest:
 /// several times cheaper than [`svd`] when the rank is small against the block.
@@ -22,12 +24,11 @@ pub fn leading_triplets(a: &ArrayRef2<f64>, rank: usize) -> Result<Svd> {
     check_finite("block", a)?;
     let (m, n) = a.dim();
     let (small, rank) = (m.min(n), rank.min(m.min(n)));
-    let energy: f64 = a.iter().map(|x| x * x).sum();
-    if pays(small, rank) && (1e-200..1e200).contains(&energy) {
+    if pays(small, rank) {
         let found = if n <= m {
-            lanczos(&standard(a), rank, energy)?
+            lanczos(&standard(a), rank)?
         } else {
-            lanczos(&standard(&a.t()), rank, energy)?.map(Svd::transpose)
+            lanczos(&standard(&a.t()), rank)?.map(Svd::transpose)
         };
         if let Some(found) = found {
             return Ok(found);
@@ -64,13 +65,18 @@ pub fn batched_leading_triplets(
 
 /// Band Lanczos on `AᵀA` for `m >= n`: as many starting vectors as components are wanted, so that no
 /// multiplicity can hide one; one vector at a time, fully orthogonalised. `None` when not converged.
-fn lanczos(a: &Array2<f64>, rank: usize, energy: f64) -> Result<Option<Svd>> {
+fn lanczos(a: &Array2<f64>, rank: usize) -> Result<Option<Svd>> {
     let (m, n) = a.dim();
+    let Some(rows) = a.as_slice() else { return Ok(None) };
+    let energy = square(rows);
+    if !(1e-200..1e200).contains(&energy) {
+        return Ok(None);
+    }
     let mut rng = ChaCha8Rng::seed_from_u64(0x5eed);
-    let mut basis: Vec<Vec<f64>> = Vec::with_capacity(n);
+    let mut basis = Basis::new(n, n);
     for _ in 0..rank {
-        let v = (0..n).map(|_| StandardNormal.sample(&mut rng)).collect();
-        push_orthogonal(&mut basis, v, rank, 0.0);
+        let mut v: Vec<f64> = (0..n).map(|_| StandardNormal.sample(&mut rng)).collect();
+        basis.push_orthogonal(&mut v, rank, 0.0);
     }
     // Beyond this many vectors the full SVD is cheaper.
     let most = n.min(if rank == 1 { n } else { n / 2 });
@@ -78,21 +84,15 @@ fn lanczos(a: &Array2<f64>, rank: usize, energy: f64) -> Result<Option<Svd>> {
     let mut columns: Vec<Vec<f64>> = Vec::with_capacity(most);
     let (mut image, mut pulled) = (vec![0.0; m], vec![0.0; n]);
     let mut next_check = (3 * rank + 9).min(most);
-    while columns.len() < most {
-        let Some(v) = basis.get(columns.len()) else { break };
-        let v = v.clone();
-        vectorised(
-            #[inline(always)]
-            || {
-                multiply(a, &v, &mut image);
-                multiply_transposed(a, &image, &mut pulled);
-                columns.push(push_orthogonal(&mut basis, pulled.clone(), 2 * rank + 1, 1e-14 * energy));
-            },
-        );
+    while columns.len() < most.min(basis.len()) {
+        products(rows, basis.vector(columns.len()), &mut image);
+        pulled.fill(0.0);
+        add_combination(rows, &image, &mut pulled);
+        columns.push(basis.push_orthogonal(&mut pulled, 2 * rank + 1, 1e-14 * energy));
         let p = columns.len();
         if p == next_check || p == most || p == basis.len() {
             if let Some(ritz) = converged(&columns, basis.len(), rank, energy)? {
-                return extract(a, &basis, &ritz, energy);
+                return extract(a, rows, &basis, &ritz, energy);
             }
             next_check = (p + (p / 4).max(3)).min(most);
         }
@@ -142,32 +142,34 @@ fn converged(columns: &[Vec<f64>], known: usize, rank: usize, energy: f64) -> Re
     Ok((deficit <= goal).then(|| vectors.slice(s![.., ..rank]).to_owned()))
 }
 
-/// Triplets from Ritz vectors: the images are orthonormalised and the block projected on them, which
+/// Triplets from Ritz vectors: the images are orthonormalised and the block, of these `rows`, projected on them, which
 /// is half a power step more exact than the vectors themselves.
-fn extract(a: &Array2<f64>, basis: &[Vec<f64>], ritz: &Array2<f64>, energy: f64) -> Result<Option<Svd>> {
+fn extract(
+    a: &Array2<f64>,
+    rows: &[f64],
+    basis: &Basis,
+    ritz: &Array2<f64>,
+    energy: f64,
+) -> Result<Option<Svd>> {
     let (m, n) = a.dim();
-    let rank = ritz.ncols();
-    let mut left: Vec<Vec<f64>> = Vec::with_capacity(rank);
+    let (p, rank) = ritz.dim();
+    let mut left = Basis::new(m, rank);
     for z in ritz.columns() {
-        let mut v = vec![0.0; n];
-        for (&c, b) in z.iter().zip(basis) {
-            axpy(c, b, &mut v);
-        }
-        let mut image = vec![0.0; m];
-        multiply(a, &v, &mut image);
-        push_orthogonal(&mut left, image, rank, 1e-15 * energy.sqrt());
+        let (mut v, mut image) = (vec![0.0; n], vec![0.0; m]);
+        add_combination(basis.vectors(0..p), &z.to_vec(), &mut v);
+        products(rows, &v, &mut image);
+        left.push_orthogonal(&mut image, rank, 1e-15 * energy.sqrt());
     }
     if left.len() < rank {
         // The block has a lower rank: the full SVD completes the bases.
         return Ok(None);
     }
-    let mut projected = Array2::zeros((rank, n));
-    for (u, mut row) in left.iter().zip(projected.outer_iter_mut()) {
-        let mut v = vec![0.0; n];
-        multiply_transposed(a, u, &mut v);
-        row.iter_mut().zip(v).for_each(|(x, y)| *x = y);
+    let mut projected = vec![0.0; rank * n];
+    for (k, row) in projected.chunks_exact_mut(n).enumerate() {
+        add_combination(rows, left.vector(k), row);
     }
-    let u = Array2::from_shape_fn((rank, m), |(k, i)| left[k][i]);
+    let u = Array2::from_shape_fn((rank, m), |(k, i)| left.vector(k)[i]);
+    let projected = Array2::from_shape_fn((rank, n), |(k, j)| projected[k * n + j]);
     let found = if rank == 1 {
         let sigma = projected.iter().map(|x| x * x).sum::<f64>().sqrt();
         from_rows(u, vec![sigma], projected.mapv(|x| x / sigma))
@@ -186,76 +188,59 @@ fn extract(a: &Array2<f64>, basis: &[Vec<f64>], ritz: &Array2<f64>, energy: f64)
     Ok(Some(found))
 }
 
-/// Makes `v` orthogonal to the basis and appends it normalised, unless no more than `floor` of it is
-/// left. Returns the coefficients of `v`, the last being the norm of what was new. The first pass takes
-/// out the last `band` vectors, the second all: `v` may have large components along those only.
-#[inline(always)]
-fn push_orthogonal(basis: &mut Vec<Vec<f64>>, mut v: Vec<f64>, band: usize, floor: f64) -> Vec<f64> {
-    let mut coefficients = vec![0.0; basis.len()];
-    for first in [basis.len().saturating_sub(band), 0] {
-        for (b, total) in basis[first..].iter().zip(&mut coefficients[first..]) {
-            let c = dot(b, &v);
-            axpy(-c, b, &mut v);
-            *total += c;
-        }
-    }
-    let norm = dot(&v, &v).sqrt();
-    if norm > floor {
-        v.iter_mut().for_each(|x| *x /= norm);
-        basis.push(v);
-        coefficients.push(norm);
-    }
-    coefficients
+/// Orthonormal vectors, one after the other.
+struct Basis {
+    width: usize,
+    numbers: Vec<f64>,
 }
 
-#[inline(always)]
-fn multiply(a: &Array2<f64>, v: &[f64], out: &mut [f64]) {
-    if let Some(data) = a.as_slice() {
-        for (row, x) in data.chunks_exact(v.len()).zip(out) {
-            *x = dot(row, v);
-        }
+impl Basis {
+    /// Empty, with room for `most` vectors of `width` numbers, at least one.
+    fn new(width: usize, most: usize) -> Self {
+        Self { width, numbers: Vec::with_capacity(width * most) }
     }
-}
 
-#[inline(always)]
-fn multiply_transposed(a: &Array2<f64>, u: &[f64], out: &mut [f64]) {
-    out.fill(0.0);
-    if let Some(data) = a.as_slice() {
-        // Four rows at a time: a quarter of the traffic on `out`.
-        let n = out.len();
-        let mut groups = data.chunks_exact(4 * n);
-        let mut weights = u.chunks_exact(4);
-        for (rows, w) in groups.by_ref().zip(weights.by_ref()) {
-            let (r0, rest) = rows.split_at(n);
-            let (r1, rest) = rest.split_at(n);
-            let (r2, r3) = rest.split_at(n);
-            for ((((x, a), b), c), d) in out.iter_mut().zip(r0).zip(r1).zip(r2).zip(r3) {
-                *x += w[0] * a + w[1] * b + w[2] * c + w[3] * d;
+    fn len(&self) -> usize {
+        self.numbers.len() / self.width
+    }
+
+    fn vectors(&self, range: Range<usize>) -> &[f64] {
+        &self.numbers[range.start * self.width..range.end * self.width]
+    }
+
+    fn vector(&self, k: usize) -> &[f64] {
+        self.vectors(k..k + 1)
+    }
+
+    /// Makes `v` orthogonal to the basis and appends it normalised, unless no more than `floor` of it is
+    /// left. Returns the coefficients of `v`, the last being the norm of what was new. The first pass takes
+    /// out the last `band` vectors, the second all: `v` may have large components along those only.
+    fn push_orthogonal(&mut self, v: &mut [f64], band: usize, floor: f64) -> Vec<f64> {
+        let len = self.len();
+        let (mut coefficients, mut pass) = (vec![0.0; len], vec![0.0; len]);
+        for first in [len.saturating_sub(band), 0] {
+            let (vectors, pass) = (self.vectors(first..len), &mut pass[first..]);
+            products(vectors, v, pass);
+            for (c, total) in pass.iter_mut().zip(&mut coefficients[first..]) {
+                *total += *c;
+                *c = -*c;
             }
+            add_combination(vectors, pass, v);
         }
-        for (row, &w) in groups.remainder().chunks_exact(n).zip(weights.remainder()) {
-            axpy(w, row, out);
+        let norm = square(v).sqrt();
+        if norm > floor {
+            self.numbers.extend(v.iter().map(|x| x / norm));
+            coefficients.push(norm);
         }
+        coefficients
     }
 }
 
-/// Eight partial sums, so that the additions vectorise.
-#[inline(always)]
-fn dot(x: &[f64], y: &[f64]) -> f64 {
-    let mut sums = [0.0; 8];
-    let (xs, ys) = (x.chunks_exact(8), y.chunks_exact(8));
-    let rest: f64 = xs.remainder().iter().zip(ys.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in xs.zip(ys) {
-        for (s, (p, q)) in sums.iter_mut().zip(a.iter().zip(b)) {
-            *s += p * q;
-        }
-    }
-    sums.iter().sum::<f64>() + rest
-}
-
-#[inline(always)]
-fn axpy(c: f64, x: &[f64], y: &mut [f64]) {
-    y.iter_mut().zip(x).for_each(|(y, x)| *y += c * x);
+fn square(v: &[f64]) -> f64 {
+    vectorised(
+        #[inline(always)]
+        || elementwise::dot(v, v),
+    )
 }
 
 #[cfg(test)]
@@ -270,7 +255,7 @@ mod tests {
         let energy = norm(a).powi(2);
         if a.nrows() >= a.ncols() && rank > 0 && rank < a.ncols() && energy > 0.0 {
             // Also where the full SVD would be cheaper.
-            if let Some(got) = lanczos(a, rank, energy).unwrap() {
+            if let Some(got) = lanczos(a, rank).unwrap() {
                 compare(a, &got, &best);
             }
         }

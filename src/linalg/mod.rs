@@ -9,6 +9,7 @@ mod complex;
 mod convert;
 mod eigen;
 mod elementwise;
+mod gemv;
 mod incremental_pca;
 mod jacobi;
 mod krylov;

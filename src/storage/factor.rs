@@ -416,6 +416,11 @@ impl Factor {
         Self::from_fn(storage, self.shape(), |b, i, j| self.get(b, i, j))
     }
 
+    /// A copy with numbers of its own, which clones share.
+    pub fn unshared(&self) -> Self {
+        Self { data: Arc::new(Data::clone(&self.data)), ..*self }
+    }
+
     /// `Y (+)= X Aᵀ` (forward) or `Y (+)= X A` (transposed) for the first matrix `A` of the stack.
     pub fn multiply<T: Scalar>(
         &self,

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::linalg::{self, SpdSolver, Threads};
 use crate::projection::{Descent, Fit, Objective, Run, Stop, descend};
-use ndarray::{Array2, ArrayView2, s};
+use ndarray::{Array2, ArrayView2, CowArray, Ix2, s};
 use rayon::prelude::*;
 
 /// Sizes of a grid.
@@ -36,11 +36,14 @@ pub(super) fn fit(
 ) -> Result<Fit<Vec<BlockRow>>> {
     let (m, n) = w.dim();
     let ((j, k), (s, p)) = (grid.blocks, grid.sides);
-    let padded = Array2::from_shape_fn((j * s, k * p), |(r, c)| {
+    let mut padded = Array2::zeros((j * s, k * p));
+    for (r, mut to) in padded.outer_iter_mut().enumerate() {
         let row = row_feature(r / s, r % s);
-        if row < m && c < n { w[[row, c]] } else { 0.0 }
-    });
-    let plain = blockwise(&padded, grid, &|_, block| block.to_owned(), run)?;
+        if row < m {
+            to.slice_mut(s![..n]).assign(&w.row(row));
+        }
+    }
+    let plain = blockwise(&padded, grid, &|_, block| block.into(), run)?;
     let Some(c) = objective.second_moment() else {
         return Ok(Fit::optimal(plain));
     };
@@ -48,7 +51,7 @@ pub(super) fn fit(
     // Optimal where C couples no two block columns: the left singular vectors of W_jk C_kk^{1/2}.
     let roots: Vec<Array2<f64>> =
         weighting.diagonal.iter().map(|c| Ok(linalg::symmetric_root(c)?.0)).collect::<Result<_>>()?;
-    let uncoupled = blockwise(&padded, grid, &|kappa, block| block.dot(&roots[kappa]), run)?;
+    let uncoupled = blockwise(&padded, grid, &|kappa, block| block.dot(&roots[kappa]).into(), run)?;
     if k == 1 {
         return Ok(Fit::optimal(uncoupled));
     }
@@ -69,7 +72,7 @@ pub(super) fn fit(
 fn blockwise(
     padded: &Array2<f64>,
     grid: Grid,
-    whiten: &(dyn Fn(usize, ArrayView2<'_, f64>) -> Array2<f64> + Sync),
+    whiten: &(dyn for<'a> Fn(usize, ArrayView2<'a, f64>) -> CowArray<'a, f64, Ix2> + Sync),
     run: &Run<'_>,
 ) -> Result<Vec<BlockRow>> {
     let ((j, k), (s, p), t) = (grid.blocks, grid.sides, grid.rank);
@@ -77,7 +80,7 @@ fn blockwise(
     for lambda in 0..j {
         run.check()?;
         let block = |kappa: usize| padded.slice(s![lambda * s..(lambda + 1) * s, kappa * p..(kappa + 1) * p]);
-        let whitened: Vec<Array2<f64>> = (0..k).map(|kappa| whiten(kappa, block(kappa))).collect();
+        let whitened: Vec<CowArray<'_, f64, Ix2>> = (0..k).map(|kappa| whiten(kappa, block(kappa))).collect();
         let views: Vec<_> = whitened.iter().map(|block| block.view()).collect();
         let (mut u, mut v) = (Array2::zeros((s, k * t)), Array2::zeros((k * t, p)));
         for (kappa, svd) in
