@@ -43,7 +43,7 @@ pub(crate) use mix::mix;
 pub(crate) use packing::{Lanes, Packing, SLACK};
 #[doc(hidden)]
 pub use sparse::{Pattern, SparseProduct, WindowProduct, Windows};
-pub(crate) use sparse::{multiply_sparse, multiply_windows, sparse_scratch_len};
+pub(crate) use sparse::{multiply_sparse, multiply_windows, sparse_cost, sparse_scratch_len};
 pub(crate) use spectral::{BlockTransform, Convolution, Layout, Transform, plane};
 #[doc(hidden)]
 pub use spectral::{GridProduct, SpectrumGrid, TransformPass};

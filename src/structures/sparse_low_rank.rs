@@ -1,6 +1,6 @@
 //! Low rank plus sparse.
 
-use super::expanded::{Expanded, GATHERED};
+use super::expanded::Expanded;
 use super::sparse::{Support, density, index_words, most_positions, refit};
 use super::{LowRank, LowRankSpec, Sparse, SparseSpec};
 use crate::error::{Error, Result};
@@ -16,8 +16,8 @@ use ndarray::{Array2, Array3, ArrayRef2};
 /// $W = U V + S$ with `S` in compressed sparse rows.
 ///
 /// Parameters: `rank (out + in) + nnz`, `nnz` column indices of 2 bytes (4 beyond 65536 inputs) and `out + 1` pointers of 4; multiply-adds as many as parameters.
-/// Where both parts together take more time than the dense product (a fifth of the positions does), the dense matrix is made on the
-/// first product and multiplied.
+/// Where both parts together take more time than the dense product (see [`Sparse`]), the dense matrix is made on the first product and
+/// multiplied.
 ///
 /// Projection: alternating. The low-rank step does one half-step of subspace iteration for each factor, each a least-squares
 /// optimum; the sparse step keeps the largest entries of $W - U V$. The start is the better of "best low rank first" and
@@ -92,15 +92,6 @@ impl SparseLowRankSpec {
     }
 }
 
-/// Batch rows from which on a gathered input serves several.
-const ROWS_TOGETHER: usize = 4;
-
-/// Dense matrices that stay in a core's cache: a product reads them several times as fast as from memory.
-const CACHED: usize = 1 << 18;
-
-/// [`GATHERED`] for a few batch rows beside such a dense matrix.
-const GATHERED_ALONE: u64 = 16;
-
 impl SparseLowRank {
     /// The sum of both parts.
     ///
@@ -123,16 +114,14 @@ impl SparseLowRank {
         self.low_rank.numbers() + self.sparse.nnz()
     }
 
-    /// Of a product with one vector of a batch by both parts, as flops of dense products.
-    fn cost(&self, batch: usize) -> u64 {
-        let (m, n) = self.low_rank.shape();
-        let alone = batch < ROWS_TOGETHER && m.saturating_mul(n) <= CACHED;
-        self.low_rank.flops(1) + 2 * if alone { GATHERED_ALONE } else { GATHERED } * self.sparse.nnz() as u64
+    /// Of a product with one of so many batch rows by both parts, as flops of dense products.
+    fn cost<T: Scalar>(&self, batch: usize) -> u64 {
+        self.low_rank.flops(1) + self.sparse.cost::<T>(batch)
     }
 
-    /// Whether a batch is multiplied by the dense matrix.
-    fn is_expanded(&self, batch: usize) -> bool {
-        Expanded::pays(self.cost(batch), self.numbers(), self.low_rank.shape())
+    /// Whether so many batch rows are multiplied by the dense matrix.
+    fn is_expanded<T: Scalar>(&self, batch: usize) -> bool {
+        Expanded::pays(self.cost::<T>(batch), self.numbers(), self.low_rank.shape())
     }
 
     /// The low-rank part.
@@ -148,7 +137,7 @@ impl SparseLowRank {
 
 impl<T: Scalar> Multiply<T> for SparseLowRank {
     fn multiply(&self, Operands { op, x, mut y, update, mut work }: Operands<'_, T>) {
-        if self.is_expanded(x.rows())
+        if self.is_expanded::<T>(x.rows())
             && let Some(dense) = self.expanded.dense::<T>(self)
         {
             return dense.multiply(op, x, y, update, work.policy);
@@ -175,11 +164,11 @@ impl StructuredMatrix for SparseLowRank {
         self.low_rank.shape()
     }
     fn flops(&self, batch: usize) -> u64 {
-        let own = self.low_rank.flops(1) + self.sparse.flops(1);
-        batch as u64 * Expanded::flops(own, self.cost(batch), self.numbers(), self.shape())
+        let own = self.low_rank.flops(1) + 2 * self.sparse.nnz() as u64;
+        batch as u64 * Expanded::flops(own, self.cost::<f32>(batch), self.numbers(), self.shape())
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if self.is_expanded(batch) { 0 } else { batch };
+        let batch = if self.is_expanded::<f32>(batch) { 0 } else { batch };
         self.low_rank.scratch_len(batch).max(self.sparse.scratch_len(batch))
     }
     fn to_dense_f64(&self) -> Array2<f64> {

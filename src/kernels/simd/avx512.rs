@@ -1,7 +1,7 @@
 //! AVX-512 F, BW, DQ, VL.
 
-use super::Simd;
 use super::avx2::{four_f32, four_f64};
+use super::{Simd, Table};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -24,6 +24,7 @@ impl Avx512 {
 impl Simd<f32> for Avx512 {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
+    const LOOKS_UP: bool = true;
     type V = __m512;
     type Index = __m512i;
 
@@ -85,6 +86,30 @@ impl Simd<f32> for Avx512 {
             let low = _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(four_f32(at(0))), four_f32(at(1)));
             let high = _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(four_f32(at(2))), four_f32(at(3)));
             _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high)
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_looked_up<const N: usize>(
+        self,
+        sum: __m512,
+        values: *const f32,
+        index: *const u16,
+        len: usize,
+        table: &Table<'_, f32, __m512, N>,
+    ) -> __m512 {
+        const { assert!(N == 2 || N == 4) };
+        let t = &table.vectors;
+        unsafe {
+            let lanes = ((1u32 << len) - 1) as __mmask16;
+            let index = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, index.cast()));
+            // Five bits name a number of two vectors; the next one, which two.
+            let mut found = _mm512_permutex2var_ps(t[0], index, t[1]);
+            if N == 4 {
+                let sixth = _mm512_test_epi32_mask(index, _mm512_set1_epi32(32));
+                let high = _mm512_permutex2var_ps(t[N - 2], index, t[N - 1]);
+                found = _mm512_mask_blend_ps(sixth, found, high);
+            }
+            _mm512_mask3_fmadd_ps(_mm512_maskz_loadu_ps(lanes, values), found, sum, lanes)
         }
     }
     #[inline(always)]

@@ -28,6 +28,8 @@ pub trait Simd<T>: Copy + Send + Sync {
     const LANES: usize;
     /// Vector registers.
     const REGISTERS: usize;
+    /// Whether [`add_looked_up`](Self::add_looked_up) finds numbers in registers.
+    const LOOKS_UP: bool = false;
     /// The vector.
     type V: Copy;
     /// A lane for each lane.
@@ -69,6 +71,31 @@ pub trait Simd<T>: Copy + Send + Sync {
     /// # Safety
     /// Every place is valid for a read.
     unsafe fn gather(self, at: impl Fn(usize) -> [*const T; 4]) -> Self::V;
+    /// Adds to the first `len <= LANES` lanes the products of so many values with the numbers of a table at the places that their indices
+    /// name, modulo its length.
+    ///
+    /// # Safety
+    /// `values` and `index` are valid for `len` reads, and the table has numbers at those places.
+    #[inline(always)]
+    unsafe fn add_looked_up<const N: usize>(
+        self,
+        sum: Self::V,
+        values: *const T,
+        index: *const u16,
+        len: usize,
+        table: &Table<'_, T, Self::V, N>,
+    ) -> Self::V
+    where
+        T: Copy + Default,
+    {
+        let mut found = [T::default(); 16];
+        for (i, found) in found.iter_mut().enumerate().take(len) {
+            // SAFETY: the caller's promise.
+            *found = unsafe { *table.numbers.get_unchecked(usize::from(*index.add(i)) % (16 * N)) };
+        }
+        // SAFETY: there are at least as many found as lanes, and `len` values by the caller's promise.
+        unsafe { self.mul_add(self.load_part(values, len), self.load(found.as_ptr()), sum) }
+    }
     /// Reads the first `len <= LANES` numbers; the other lanes are zero.
     ///
     /// # Safety
@@ -124,6 +151,32 @@ pub trait Simd<T>: Copy + Send + Sync {
     /// # Safety
     /// `ptr` is valid for `LANES / 2` reads.
     unsafe fn load_i4(self, ptr: *const u8) -> Self::V;
+}
+
+/// At most `16 N` numbers to look up, in `N` registers of 16 where the level can do that.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Table<'a, T, V, const N: usize> {
+    numbers: &'a [T],
+    vectors: [V; N],
+}
+
+impl<'a, T, V: Copy, const N: usize> Table<'a, T, V, N> {
+    /// Of these numbers.
+    #[inline(always)]
+    pub(super) fn new<S: Simd<T, V = V>>(simd: S, numbers: &'a [T]) -> Self {
+        let len = numbers.len();
+        assert!(len <= 16 * N);
+        let mut vectors = [simd.zero(); N];
+        if S::LOOKS_UP {
+            for (k, vector) in vectors.iter_mut().enumerate() {
+                let from = (k * S::LANES).min(len);
+                // SAFETY: as many numbers are there.
+                *vector = unsafe { simd.load_part(numbers.as_ptr().add(from), S::LANES.min(len - from)) };
+            }
+        }
+        Self { numbers, vectors }
+    }
 }
 
 /// Transposes the first `LANES` vectors as a square matrix: rounds of the perfect shuffle rotate the bits of the index.

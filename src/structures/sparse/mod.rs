@@ -6,10 +6,10 @@ mod flat;
 pub(crate) use fit::{Support, refit};
 use flat::FlatButterfly;
 
-use super::expanded::{Expanded, GATHERED};
+use super::expanded::Expanded;
 use crate::error::{Error, Result};
 use crate::gradient::{Differentiate, gathered};
-use crate::kernels::{Pattern, SparseProduct, sparse_scratch_len};
+use crate::kernels::{Pattern, SparseProduct, sparse_cost, sparse_scratch_len};
 use crate::linalg::{Threads, matmul_tn};
 use crate::matrix::{Multiply, Operands, StructuredMatrix};
 use crate::parts::{MAX_FEATURES, Parts};
@@ -24,8 +24,8 @@ use std::str::FromStr;
 ///
 /// Parameters and multiply-adds: the number of kept positions; each also takes a column index of 2 bytes (4 in files, and where there are
 /// more than 65536 inputs), and each row a pointer. Values may have any storage; groups of an integer storage run along the stream of values.
-/// Where more than a fifth of the positions is kept, the dense product takes less time: then the dense matrix is made on the first product
-/// and multiplied.
+/// Where more than a fifth to a third of the positions is kept (a fifteenth to a ninth where the dense matrix stays in a core's cache), by batch and
+/// instruction set, the dense product takes less time: then the dense matrix is made on the first product and multiplied.
 ///
 /// Projection: the entries of largest magnitude, which is optimal; so it is for a diagonal $C$ with the scores
 /// $W_{ij}^2 C_{jj}$. For any other $C$ the one of these two supports that loses less with the entries of $W$ is kept, and its values are refitted,
@@ -146,9 +146,14 @@ impl Sparse {
         self.nnz()
     }
 
-    /// Of a product with one vector by the kept positions, as flops of dense products.
-    fn cost(&self) -> u64 {
-        2 * GATHERED * self.nnz() as u64
+    /// Of a product with one of so many batch rows by the kept positions, as flops of dense products.
+    pub(crate) fn cost<T: Scalar>(&self, batch: usize) -> u64 {
+        2 * sparse_cost::<T>(&self.pattern, batch) * self.nnz() as u64
+    }
+
+    /// Whether so many batch rows are multiplied by the dense matrix.
+    fn is_expanded<T: Scalar>(&self, batch: usize) -> bool {
+        Expanded::pays(self.cost::<T>(batch), self.numbers(), self.shape())
     }
 
     /// Number of kept positions.
@@ -164,7 +169,7 @@ impl Sparse {
 
 impl<T: Scalar> Multiply<T> for Sparse {
     fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
-        if Expanded::pays(self.cost(), self.numbers(), self.shape())
+        if self.is_expanded::<T>(x.rows())
             && let Some(dense) = self.expanded.dense::<T>(self)
         {
             return dense.multiply(op, x, y, update, work.policy);
@@ -202,10 +207,11 @@ impl StructuredMatrix for Sparse {
         (self.pattern.rows(), self.pattern.width())
     }
     fn flops(&self, batch: usize) -> u64 {
-        batch as u64 * Expanded::flops(2 * self.nnz() as u64, self.cost(), self.numbers(), self.shape())
+        let (own, cost) = (2 * self.nnz() as u64, self.cost::<f32>(batch));
+        batch as u64 * Expanded::flops(own, cost, self.numbers(), self.shape())
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if Expanded::pays(self.cost(), self.numbers(), self.shape()) { 0 } else { batch };
+        let batch = if self.is_expanded::<f32>(batch) { 0 } else { batch };
         let len = sparse_scratch_len(batch, self.pattern.rows(), self.pattern.width());
         crate::exec::Workspace::<f32>::slice_len(len)
     }
