@@ -6,7 +6,7 @@ use ndarray::{Array2, s};
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "ADAMSS",
-    prefix: "adamss_",
+    tensors: &["adamss_A", "adamss_B", "adamss_newB"],
     shared: &[],
     reads: &[],
     ignores: &[

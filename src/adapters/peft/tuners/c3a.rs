@@ -5,7 +5,7 @@ use crate::adapters::peft::module::Module;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "C3A",
-    prefix: "c3a_",
+    tensors: &["c3a_kernel"],
     shared: &[],
     reads: &["block_size", "block_size_pattern"],
     ignores: &["init_weights"],

@@ -5,7 +5,7 @@ use crate::adapters::peft::module::Module;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "FOURIERFT",
-    prefix: "fourierft_",
+    tensors: &["fourierft_spectrum"],
     shared: &[],
     reads: &["n_frequency", "scaling", "random_loc_seed", "n_frequency_pattern", "fan_in_fan_out"],
     ignores: &["init_weights", "ifft2_norm"],

@@ -14,7 +14,15 @@ use crate::structures::{BlockDiagonal, Dense};
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "LORA",
-    prefix: "lora_",
+    tensors: &[
+        "lora_A",
+        "lora_B",
+        "lora_diag",
+        "lora_embedding_A",
+        "lora_embedding_B",
+        "lora_magnitude_vector",
+        "token_adapter",
+    ],
     shared: &[],
     reads: &[
         "r",
@@ -98,11 +106,17 @@ fn load(module: &Module<'_>) -> Loaded {
     if module.base().len() == 3 && a.shape().len() == 2 && !config.names("target_parameters")?.is_empty() {
         return experts(module, a, b);
     }
-    let (m, n) = module.shape()?;
     let params = a.values().len() + b.values().len();
+    if module.base().len() > 2 && a.shape().len() == module.base().len() && a.shape()[1] != module.base()[1] {
+        return grouped_convolution(module, a, b);
+    }
+    if module.base().len() > 2 || a.shape().len() > 2 {
+        (module.kernel("lora_A.weight")?, module.pointwise("lora_B.weight")?);
+    }
+    let (m, n) = module.shape()?;
     if config.get("use_bdlora").is_some_and(|node| !node.is_empty()) {
         let delta = block_diagonal(module, a, b)?;
-        return finish(module, Box::new(Additive::new("bdlora", delta).with_params(params)));
+        return finish(module, Box::new(Additive::new("bdlora", delta).with_params(params)), false);
     }
     let rank = b.flat(Some(m), None)?.ncols();
     let scale = scale(module, rank)?;
@@ -129,19 +143,19 @@ fn load(module: &Module<'_>) -> Loaded {
             return Err(bias.bad("is there, and `lora_bias` is not set for a plain LoRA"));
         }
         let adapter = Additive::new("lora", delta).with_params(params + m);
-        return finish(module, Box::new(adapter.with_bias(BiasEdit { map: None, add })));
+        return finish(module, Box::new(adapter.with_bias(BiasEdit { map: None, add })), false);
     }
     if matches!(start(module)?, Start::Olora) {
         // The scale stands in both what was taken out and what was put in.
         let olora =
             Spectral::new("olora", (m, n), Component::WithoutQr { rank, scale }, Some(delta), params)?;
-        return finish(module, Box::new(olora));
+        return finish(module, Box::new(olora), false);
     }
     match component {
-        None => finish(module, Box::new(Additive::new("lora", delta).with_params(params))),
+        None => finish(module, Box::new(Additive::new("lora", delta).with_params(params)), false),
         Some(component) => {
             let kind = if kasa { "kasa" } else { "pissa" };
-            finish(module, Box::new(Spectral::new(kind, (m, n), component, Some(delta), params)?))
+            finish(module, Box::new(Spectral::new(kind, (m, n), component, Some(delta), params)?), false)
         }
     }
 }
@@ -160,15 +174,16 @@ fn indices<'a>(module: &Module<'a>) -> Result<&'a Node> {
     })
 }
 
-/// Rescales rows, where there are magnitudes.
-fn finish(module: &Module<'_>, adapter: Box<dyn Adapter>) -> Loaded {
+/// Rescales rows, or the columns of a table, where there are magnitudes.
+fn finish(module: &Module<'_>, adapter: Box<dyn Adapter>, table: bool) -> Loaded {
     let magnitude =
         module.maybe("lora_magnitude_vector").or_else(|| module.maybe("lora_magnitude_vector.weight"));
     match (magnitude, module.config().flag("use_dora", false)?) {
         (None, false) => Ok(adapter),
         (Some(magnitude), true) => {
-            let magnitude = magnitude.vector(Some(adapter.shape().0))?;
-            Ok(Box::new(Dora::new(adapter, magnitude)?))
+            let (m, n) = adapter.shape();
+            let values = magnitude.vector(Some(if table { n } else { m }))?;
+            Ok(Box::new(if table { Dora::of_columns(adapter, values)? } else { Dora::new(adapter, values)? }))
         }
         (Some(magnitude), false) => Err(magnitude.bad("is there, and `use_dora` is not set")),
         (None, true) => {
@@ -184,12 +199,47 @@ fn embedding(module: &Module<'_>, a: &Tensor) -> Loaded {
     let a = a.flat(None, Some(rows))?;
     let rank = a.nrows();
     let b = b.flat(Some(dim), Some(rank))?;
-    if module.config().flag("use_dora", false)? || !matches!(start(module)?, Start::Plain) {
-        return Err(module.unsupported("an embedding with magnitudes or with an edited base"));
+    if !matches!(start(module)?, Start::Plain) {
+        return Err(module.unsupported("an embedding with an edited base"));
     }
     let scales = vec![scale(module, rank)?; rank];
     let delta = low_rank(super::factor(&a.t()), &scales, super::factor(&b.t()))?;
-    super::additive("lora", delta, a.len() + b.len())
+    finish(module, Box::new(Additive::new("lora", delta).with_params(a.len() + b.len())), true)
+}
+
+/// A convolution in groups: `A` sees all channels, each group of outputs has its own ranks. The change reaches channels that the base does not see.
+fn grouped_convolution(module: &Module<'_>, a: &Tensor, b: &Tensor) -> Loaded {
+    let (base, (m, _)) = (module.base(), module.shape()?);
+    let (rank, channels) = (a.shape()[0], a.shape()[1]);
+    let groups = channels / base[1];
+    if groups * base[1] != channels || a.shape()[2..] != base[2..] || !m.is_multiple_of(groups.max(1)) {
+        return Err(a.bad(format!("has shape {:?}, which fits no kernel of {base:?}", a.shape())));
+    }
+    if groups == 0 || !rank.is_multiple_of(groups) {
+        return Err(a.bad(format!("has rank {rank}, expected a multiple of {groups} groups")));
+    }
+    if module.config().flag("use_dora", false)? || !matches!(start(module)?, Start::Plain) {
+        return Err(module.unsupported("a convolution in groups with magnitudes or with an edited base"));
+    }
+    module.set_form(Form::Grouped(groups));
+    let (rows, own) = (m / groups, rank / groups);
+    let mut axes = vec![Some(1); base.len()];
+    axes[..2].copy_from_slice(&[Some(m), Some(own)]);
+    b.dims(&axes)?;
+    let (scale, n) = (scale(module, rank)?, module.shape()?.1);
+    let all = b.flat(Some(m), Some(own))?;
+    let left = Factor::from_fn(Storage::F32, (groups, rows, own), |g, i, k| scale * all[[g * rows + i, k]]);
+    let left = BlockDiagonal::new((m, rank), left)?;
+    let delta =
+        Product::new(vec![Box::new(left), Box::new(Dense::from_factor(a.factor(Some(rank), Some(n))?)?)])?;
+    let params = a.values().len() + b.values().len();
+    let adapter = Additive::new("lora", Box::new(delta)).with_params(params);
+    let Some(bias) = module.maybe("lora_B.bias") else { return finish(module, Box::new(adapter), false) };
+    if !module.config().flag("lora_bias", false)? {
+        return Err(bias.bad("is there, and `lora_bias` is not set"));
+    }
+    let add = Some(bias.array1(m)?.mapv(|b| b * scale));
+    finish(module, Box::new(adapter.with_bias(BiasEdit { map: None, add })), false)
 }
 
 /// Experts, one below the other: rows of `A` expert by expert, columns of `B` rank by rank.

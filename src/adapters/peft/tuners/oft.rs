@@ -10,7 +10,7 @@ use ndarray::Array2;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "OFT",
-    prefix: "oft_",
+    tensors: &["oft_R", "oft_embedding_R", "oft_r", "oft_s"],
     shared: &[],
     reads: &[
         "r",
@@ -29,7 +29,10 @@ pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
 fn load(module: &Module<'_>) -> Loaded {
     match module.maybe("oft_r") {
         Some(r) => load_old(module, r),
-        None => load_packed(module, module.take("oft_R.weight")?),
+        None => match module.maybe("oft_embedding_R.weight") {
+            Some(r) => load_packed(module, r),
+            None => load_packed(module, module.take("oft_R.weight")?),
+        },
     }
 }
 

@@ -6,7 +6,7 @@ use ndarray::{Array2, Axis};
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "TINYLORA",
-    prefix: "tinylora_",
+    tensors: &["tinylora_A", "tinylora_B", "tinylora_P"],
     shared: &["tinylora_v."],
     reads: &["r", "u", "save_projection", "fan_in_fan_out"],
     ignores: &["weight_tying", "tinylora_dropout", "projection_seed", "init_v_bound", "init_weights"],
