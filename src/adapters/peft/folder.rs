@@ -1,6 +1,7 @@
 use super::config::{Config, ends_with};
 use super::layout::Layout;
 use super::module::Module;
+use super::nested::{self, Nested};
 use super::tensor::Tensor;
 use super::{REFUSED, TUNERS, Tuner};
 use crate::adapters::Adapter;
@@ -39,6 +40,8 @@ pub struct Folder {
     /// Tensors of the model that are replaced as a whole.
     replaced: BTreeMap<String, Tensor>,
     tuner: &'static Tuner,
+    /// Modules that hold adapters of parameters, the innermost first.
+    nested: Vec<Nested>,
     file: Checkpoint,
     pub(super) task: Option<usize>,
     /// Factors made of shared tensors, by name and by the shapes of the whole and of the part.
@@ -93,6 +96,7 @@ impl Folder {
             replaced: BTreeMap::new(),
             tuner,
             file,
+            nested: Vec::new(),
             task: None,
             projections: Mutex::default(),
         };
@@ -104,7 +108,7 @@ impl Folder {
             let what = "no tensor of a module is there: they were not saved, and cannot be drawn again";
             return Err(Error::Unsupported { structure: tuner.name.to_owned(), what: what.to_owned() });
         }
-        folder.rename_experts()?;
+        folder.nested = nested::rename(&folder.config, &mut folder.modules)?;
         Ok(folder)
     }
 
@@ -212,62 +216,6 @@ impl Folder {
         }
     }
 
-    /// Adapters of parameters are nested in each other: the first parameter's is innermost. Renames those whose parameter follows from the
-    /// settings; for the others the base decides ([`resolve`](Self::resolve)).
-    fn rename_experts(&mut self) -> Result<()> {
-        if self.config.names("target_parameters")?.is_empty() {
-            return Ok(());
-        }
-        for (path, tensors) in std::mem::take(&mut self.modules) {
-            let (plain, depth) = nesting(&path);
-            let parameters = self.parameters(plain, false)?;
-            let levels = self.levels(plain);
-            let name = match parameters.len().checked_sub(depth + 1) {
-                Some(at) if levels.max(depth + 1) == parameters.len() => {
-                    parameter_path(plain, parameters[at])
-                }
-                _ => path.clone(),
-            };
-            self.modules.insert(name, tensors);
-        }
-        Ok(())
-    }
-
-    /// How many adapters are nested in a module.
-    fn levels(&self, plain: &str) -> usize {
-        let key = |key: &str| key.strip_prefix(MODEL).is_some_and(|key| key.ends_with(".lora_A.weight"));
-        let module = |key: &str| unwrapped(key[MODEL.len()..].trim_end_matches(".lora_A.weight"));
-        self.file.tensors().filter(|name| key(name) && nesting(&module(name)).0 == plain).count()
-    }
-
-    /// The parameters of a module that the settings name, in their order; those that they name without a module too, if `all`.
-    fn parameters(&self, plain: &str, all: bool) -> Result<Vec<&str>> {
-        let targets = self.config.names("target_parameters")?.into_iter();
-        let found = targets.filter_map(|target| match target.rsplit_once('.') {
-            Some((parent, parameter)) => ends_with(plain, parent).then_some(parameter),
-            None => all.then_some(target),
-        });
-        Ok(found.collect())
-    }
-
-    /// The path of what the tensors under `module` edit, for a base that has the tensors of which `shapes` knows the shape.
-    fn resolve(&self, module: &str, shapes: &dyn Fn(&str) -> Option<Vec<usize>>) -> Result<String> {
-        if self.config.names("target_parameters")?.is_empty() {
-            return Ok(module.to_owned());
-        }
-        let (plain, depth) = nesting(module);
-        let mut parameters = self.parameters(plain, true)?;
-        parameters.retain(|parameter| shapes(&parameter_path(plain, parameter)).is_some());
-        match parameters.len().checked_sub(depth + 1) {
-            Some(at) if self.levels(plain) == parameters.len() => Ok(parameter_path(plain, parameters[at])),
-            _ if depth == 0 => Ok(module.to_owned()),
-            _ => Err(self.config.bad(format!(
-                "module `{module}` is nested {depth} deep, and `target_parameters` names {} parameters of the base there",
-                parameters.len()
-            ))),
-        }
-    }
-
     /// Whether the base weight of a module is stored in x out; `None` where neither its bias nor those of its kin tell.
     fn stored_transposed(
         &self,
@@ -341,7 +289,8 @@ impl Folder {
         self.task = Some(task);
     }
 
-    /// Adds a tensor that the folder lacks, because PEFT computes it again when it loads: `psoft_A`, `psoft_B`, `row_index`.
+    /// Adds a tensor that the folder lacks, because PEFT computes it again when it loads: `psoft_A`, `psoft_B`, `row_index`, and `tinylora_v` of
+    /// a module where there are several.
     ///
     /// # Errors
     /// [`Error::Parameter`] when the module is not there, or has a tensor of that name.
@@ -361,12 +310,12 @@ impl Folder {
     /// # Errors
     /// [`Error::Unknown`] for a module that is not there, [`Error::File`] when its tensors do not fit together or to the base.
     pub fn load(&self, module: &str, shapes: &dyn Fn(&str) -> Option<Vec<usize>>) -> Result<Loaded> {
-        let tensors = self.modules.get(module).ok_or_else(|| Error::Unknown {
+        let (name, key) = self.resolve(module, shapes)?;
+        let tensors = self.modules.get(&key).ok_or_else(|| Error::Unknown {
             kind: "module",
             name: module.to_owned(),
             expected: self.modules().take(8).collect::<Vec<_>>().join(", "),
         })?;
-        let name = self.resolve(module, shapes)?;
         let load = |turned: bool| -> Result<Loaded> {
             let loading = Module::new(self, &name, tensors, shapes, turned)?;
             let adapter = (self.tuner.load)(&loading)?;
@@ -387,6 +336,14 @@ impl Folder {
         }
     }
 
+    /// The path in the base of what is adapted under `module`, and where its tensors are.
+    fn resolve(&self, module: &str, shapes: &dyn Fn(&str) -> Option<Vec<usize>>) -> Result<(String, String)> {
+        match self.nested.iter().find(|nested| nested.holds(module)) {
+            Some(nested) => nested.resolve(module, &self.config, &self.modules, shapes),
+            None => Ok((module.to_owned(), module.to_owned())),
+        }
+    }
+
     /// The adapters of all modules of a model whose base tensors are called `MODULE.weight` (expert parameters `MODULE`).
     ///
     /// # Errors
@@ -404,7 +361,7 @@ impl Folder {
             let name = base_names(module, base).ok()?.0;
             base.find(&name).ok()??.shape(&name).map(<[usize]>::to_vec)
         };
-        base.need(&base_names(&self.resolve(module, &shape)?, base)?.0)?;
+        base.need(&base_names(&self.resolve(module, &shape)?.0, base)?.0)?;
         self.load(module, &shape)
     }
 }
@@ -430,15 +387,4 @@ pub fn base_names(module: &str, base: &dyn Source) -> Result<(String, String)> {
 /// A path without wrappers in its middle.
 fn unwrapped(path: &str) -> String {
     path.replace(".base_layer.", ".")
-}
-
-/// A path without the wrappers at its end, and how many there were.
-fn nesting(path: &str) -> (&str, usize) {
-    let plain = path.trim_end_matches(".base_layer");
-    (plain, (path.len() - plain.len()) / ".base_layer".len())
-}
-
-/// A parameter of a module; its weight has the path of the module.
-fn parameter_path(plain: &str, parameter: &str) -> String {
-    if parameter == "weight" { plain.to_owned() } else { format!("{plain}.{parameter}") }
 }

@@ -34,6 +34,7 @@ mod json;
 mod layout;
 mod module;
 mod mt19937;
+mod nested;
 mod save;
 mod tensor;
 mod tuners;

@@ -86,6 +86,12 @@ impl<'a> Module<'a> {
         tensor
     }
 
+    /// Claims the tensors whose names begin so: they matter in training alone.
+    pub(crate) fn pass_over(&self, prefix: &str) {
+        let names = self.tensors.keys().filter(|name| name.starts_with(prefix));
+        self.claimed.borrow_mut().extend(names.cloned());
+    }
+
     /// The tensor `name`, claimed.
     pub(crate) fn take(&self, name: &str) -> Result<&'a Tensor> {
         self.maybe(name).ok_or_else(|| {
@@ -162,6 +168,15 @@ impl<'a> Module<'a> {
                 self.name
             ))),
             _ => Ok(()),
+        }
+    }
+
+    /// The same where PEFT finds the entry of the pattern by a rule of its own, not all of which reach modules at the top: the one of the
+    /// configuration, or of an entry that matches.
+    pub(crate) fn check_rank_or(&self, rank: usize, field: &str, pattern: &str) -> Result<()> {
+        match self.config().size(field)? {
+            Some(told) if told == rank => Ok(()),
+            _ => self.check_rank(rank, field, pattern),
         }
     }
 

@@ -21,6 +21,8 @@ pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
         "lora_embedding_A",
         "lora_embedding_B",
         "lora_magnitude_vector",
+        "lora_velora_embed",
+        "lora_monteclora_sampler",
         "token_adapter",
     ],
     shared: &[],
@@ -103,6 +105,13 @@ fn load(module: &Module<'_>) -> Loaded {
     }
     let (a, b) = (module.take("lora_A.weight")?, module.take("lora_B.weight")?);
     let config = module.config();
+    for (setting, tensors) in
+        [("velora_config", "lora_velora_embed"), ("monteclora_config", "lora_monteclora_sampler.")]
+    {
+        if config.get(setting).is_some_and(|node| !node.is_empty()) {
+            module.pass_over(tensors);
+        }
+    }
     if module.base().len() == 3 && a.shape().len() == 2 && !config.names("target_parameters")?.is_empty() {
         return experts(module, a, b);
     }

@@ -18,11 +18,12 @@ fn load(module: &Module<'_>) -> Loaded {
     let (m, n) = module.shape()?;
     let mut groups = module.shared_names();
     let v = match (groups.next(), groups.next()) {
+        _ if module.maybe("tinylora_v").is_some() => module.take("tinylora_v")?.vector(None)?,
         (Some(name), None) => module.shared(name)?.vector(None)?,
         (None, _) => return Err(module.bad("shared tensor `tinylora_v.0` is missing")),
         _ => {
             return Err(module
-                .unsupported("several groups of `tinylora_v`: which module belongs to which is not saved"));
+                .unsupported("several groups of `tinylora_v`: which module belongs to which is not saved; supply each one its `tinylora_v`"));
         }
     };
     let saved = |name: &str| {
