@@ -69,7 +69,8 @@ enum Action {
         /// The module.
         #[arg(long)]
         module: String,
-        /// File with the tensor `x`: rows of inputs, row numbers of an embedding, or for a convolution images (batch x channels x ...) or patches.
+        /// File with the tensor `x`: rows of inputs, row numbers of an embedding, or for a convolution images (batch x channels
+        /// x ...) or rows of patches.
         #[arg(long)]
         x: PathBuf,
         /// Steps of a convolution, one for all axes or `2,1`.
@@ -364,7 +365,7 @@ fn outputs<T: Scalar>(
     let channels = n / kernel.iter().skip(2).product::<usize>().max(1);
     if kernel.len() > 2
         && x.ndim() == kernel.len()
-        && let Some(groups) = walk.groups_of(&x, (m, n), channels)?
+        && let Some(groups) = walk.groups_of(&x, m, channels)?
     {
         let mut kernel = kernel.to_vec();
         (kernel[0], kernel[1]) = (m / groups, channels);

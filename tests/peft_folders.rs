@@ -195,7 +195,8 @@ fn attentions_have_their_weights_under_names_of_their_own() {
     );
     assert_eq!(case.open().unwrap().modules().collect::<Vec<_>>(), ["attn", "attn.out_proj"]);
     near(&case.delta("attn", "attn.in_proj_weight"), &wide(&b).dot(&wide(&a)));
-    near(&case.delta("attn.out_proj", "attn.out_proj.weight"), &wide(&d).dot(&wide(&c)));
+    // PEFT adds that of the output as a part of the attention, and again on its own.
+    near(&case.delta("attn.out_proj", "attn.out_proj.weight"), &(wide(&d).dot(&wide(&c)) * 2.0));
 }
 
 #[test]
@@ -224,6 +225,20 @@ fn convolutions_in_groups_are_multiplied_and_scaled_ones_merged() {
     assert!(difference(&delta, &expected) < 1e-6);
     let error = loaded.layout.to_tensor(&(spread + delta)).unwrap_err();
     assert!(error.to_string().contains("groups"), "{error}");
+
+    // With magnitudes: the norms are those that PEFT takes, of its product of the factors without groups.
+    let mut with = tensors.to_vec();
+    with.push(("model.conv.lora_magnitude_vector", tensor(&[1, 4, 1], 5)));
+    let case = Case::new(lora(serde_json::json!({"use_dora": true})), &with, &[("conv.weight", w.clone())]);
+    let spread = base.to_dense_f64();
+    let merged = case.load("conv").unwrap().adapter.delta(&base).unwrap() + &spread;
+    let mixed = wide(&b).into_shape_with_order((2, 2)).unwrap().dot(&wide(&a));
+    let mixed = mixed.into_shape_with_order((4, 6)).unwrap() + wide(&w);
+    for (o, row) in (&spread + &expected).outer_iter().enumerate() {
+        let norm = mixed.row(o).dot(&mixed.row(o)).sqrt();
+        let row = &row * (f64::from(with[2].1[[0, o, 0]]) / norm);
+        assert!((&row - &merged.row(o)).iter().all(|e| e.abs() < 1e-5));
+    }
 
     let l = tensor(&[1, 4, 1], 4);
     let config = |modules: &[&str]| serde_json::json!({"peft_type": "IA3", "feedforward_modules": modules});
@@ -538,6 +553,42 @@ fn psoft_takes_its_series_and_free_matrices() {
         difference(&change(config, tensor(&[1], 5)), &expected(series(0.01 / 2f64.sqrt() * q.signum())))
             < 1e-6
     );
+}
+
+#[test]
+fn tensors_of_nothing_are_read_where_nothing_is_meant() {
+    let base = [("fc.weight", tensor(&[2, 2], 1))];
+    // One vector with the whole weight: the folder stores no weight.
+    let bank = tensor(&[3, 2], 2);
+    let numbers: Vec<u8> = bank.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let mut tensors = vec![("base_model.vblora_vector_bank".to_owned(), ("F32", vec![3, 2], numbers))];
+    for (side, index) in [("A", 2), ("B", 1)] {
+        let name = format!("base_model.model.fc.vblora_logits_{side}");
+        tensors.push((format!("{name}_topk_weights"), ("F32", vec![1, 1, 0], Vec::new())));
+        tensors.push((format!("{name}_topk_indices"), ("U8", vec![1, 1, 1], vec![index])));
+    }
+    let config = serde_json::json!({"peft_type": "VBLORA", "r": 1, "topk": 1, "vector_length": 2});
+    let case = Case::new(config, &[], &base);
+    let (mut header, mut bytes) = (serde_json::Map::new(), Vec::new());
+    for (name, (dtype, shape, data)) in tensors {
+        let offsets = [bytes.len(), bytes.len() + data.len()];
+        header.insert(name, serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}));
+        bytes.extend(data);
+    }
+    let header = serde_json::Value::from(header).to_string();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.extend(bytes);
+    std::fs::write(case.folder.path().join("adapter_model.safetensors"), file).unwrap();
+    let outer = Array2::from_shape_fn((2, 2), |(i, j)| f64::from(bank[[1, i]] * bank[[2, j]]));
+    near(&case.delta("fc", "fc.weight"), &outer);
+    // Rotations of one input each.
+    let case = Case::new(
+        serde_json::json!({"peft_type": "OFT", "oft_block_size": 1}),
+        &[("model.fc.oft_R.weight", zeros(&[2, 0]))],
+        &base,
+    );
+    assert!(case.delta("fc", "fc.weight").iter().all(|v| *v == 0.0));
 }
 
 #[test]

@@ -29,13 +29,8 @@ impl Walk<'_> {
     /// The groups in which a kernel of `channels` goes over `x`, or `None` where `x` is no images for it but may be patches.
     ///
     /// # Errors
-    /// [`Error::Parameter`] when `x` may be both, or is not in the groups that were asked for.
-    pub fn groups_of<T>(
-        &self,
-        x: &ArrayD<T>,
-        (m, n): (usize, usize),
-        channels: usize,
-    ) -> Result<Option<usize>> {
+    /// [`Error::Parameter`] when `x` is not in the groups that were asked for.
+    pub fn groups_of<T>(&self, x: &ArrayD<T>, m: usize, channels: usize) -> Result<Option<usize>> {
         let all = x.shape()[1];
         let groups = all.checked_div(channels).filter(|groups| groups * channels == all && *groups > 0);
         let groups = groups.filter(|groups| m.is_multiple_of(*groups));
@@ -45,12 +40,6 @@ impl Walk<'_> {
                 let expected = format!("what {all} channels are for a kernel of {channels}: {found:?}");
                 Err(Error::parameter("groups", asked, expected))
             }
-            (Some(1), None) => Ok(groups),
-            (Some(groups), None) if x.shape().last() == Some(&n) => Err(Error::parameter(
-                "x",
-                format!("{:?}", x.shape()),
-                format!("images in {groups} groups, which --groups says, or rows of patches"),
-            )),
             (groups, None) => Ok(groups),
         }
     }

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::io::{Checkpoint, Source, Staged, Writer};
 use crate::storage::Factor;
 use ndarray::ArrayD;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -40,6 +40,8 @@ pub struct Folder {
     /// Tensors of the model that are replaced as a whole.
     replaced: BTreeMap<String, Tensor>,
     tuner: &'static Tuner,
+    /// Outputs of attentions, whose change PEFT adds twice, in products and merges alike.
+    pub(super) twice: BTreeSet<String>,
     /// Modules that hold adapters of parameters, the innermost first.
     nested: Vec<Nested>,
     file: Checkpoint,
@@ -96,6 +98,7 @@ impl Folder {
             replaced: BTreeMap::new(),
             tuner,
             file,
+            twice: BTreeSet::new(),
             nested: Vec::new(),
             task: None,
             projections: Mutex::default(),
@@ -146,6 +149,9 @@ impl Folder {
             }
             Some(&at) => {
                 let (module, rest) = (unwrapped(&name[..at - 1]), name[at..].to_owned());
+                if name[..at].contains(".base_layer.out_proj.") {
+                    self.twice.insert(module.clone());
+                }
                 match self.modules.entry(module).or_default().insert(rest, Tensor::read(file, key)?) {
                     Some(_) => bad(format!("`{key}` is there twice, by different names")),
                     None => Ok(()),

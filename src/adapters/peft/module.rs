@@ -53,6 +53,11 @@ impl<'a> Module<'a> {
         &self.base
     }
 
+    /// Whether PEFT adds the change of this module twice: that of an attention's output, once as a part of the attention and once on its own.
+    pub(crate) fn counts_twice(&self) -> bool {
+        self.folder.twice.contains(self.name)
+    }
+
     /// The task that was chosen.
     pub(crate) fn task(&self) -> Option<usize> {
         self.folder.task

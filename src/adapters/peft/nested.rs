@@ -149,7 +149,9 @@ impl Nested {
                 |name: &str| modules.get(key).and_then(|tensors| tensors.get(name)).map(|t| t.shape());
             match (dims, tensor("lora_A.weight"), tensor("lora_B.weight")) {
                 (Some((experts, rows, cols)), Some(&[a, inp]), Some(&[out, b])) => {
-                    let stacked = a == b && experts > 0 && a.is_multiple_of(experts);
+                    let rank = config.size_for("r", "rank_pattern", path).ok().flatten();
+                    let told = rank.is_none_or(|rank| rank.checked_mul(experts) == Some(a));
+                    let stacked = told && a == b && experts > 0 && a.is_multiple_of(experts);
                     [stacked && (out, inp) == (rows, cols), stacked && (inp, out) == (rows, cols)]
                 }
                 _ => [true, true],

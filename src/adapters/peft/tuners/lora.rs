@@ -90,6 +90,7 @@ fn scale(module: &Module<'_>, rank: usize) -> Result<f64> {
     let alpha = config.number_for("lora_alpha", "alpha_pattern", module.name())?;
     let alpha = alpha.ok_or_else(|| config.bad("field `lora_alpha` is missing: expected a number"))?;
     let rank = rank as f64;
+    let alpha = if module.counts_twice() { 2.0 * alpha } else { alpha };
     Ok(alpha / if config.flag("use_rslora", false)? { rank.sqrt() } else { rank })
 }
 
@@ -117,7 +118,7 @@ fn load(module: &Module<'_>) -> Loaded {
     }
     let params = a.values().len() + b.values().len();
     if module.base().len() > 2 && a.shape().len() == module.base().len() && a.shape()[1] != module.base()[1] {
-        return grouped_convolution(module, a, b);
+        return super::lora_groups::load(module, a, b, scale(module, a.shape()[0])?);
     }
     if module.base().len() > 2 || a.shape().len() > 2 {
         (module.kernel("lora_A.weight")?, module.pointwise("lora_B.weight")?);
@@ -214,41 +215,6 @@ fn embedding(module: &Module<'_>, a: &Tensor) -> Loaded {
     let scales = vec![scale(module, rank)?; rank];
     let delta = low_rank(super::factor(&a.t()), &scales, super::factor(&b.t()))?;
     finish(module, Box::new(Additive::new("lora", delta).with_params(a.len() + b.len())), true)
-}
-
-/// A convolution in groups: `A` sees all channels, each group of outputs has its own ranks. The change reaches channels that the base does not see.
-fn grouped_convolution(module: &Module<'_>, a: &Tensor, b: &Tensor) -> Loaded {
-    let (base, (m, _)) = (module.base(), module.shape()?);
-    let (rank, channels) = (a.shape()[0], a.shape()[1]);
-    let groups = channels / base[1];
-    if groups * base[1] != channels || a.shape()[2..] != base[2..] || !m.is_multiple_of(groups.max(1)) {
-        return Err(a.bad(format!("has shape {:?}, which fits no kernel of {base:?}", a.shape())));
-    }
-    if groups == 0 || !rank.is_multiple_of(groups) {
-        return Err(a.bad(format!("has rank {rank}, expected a multiple of {groups} groups")));
-    }
-    if module.config().flag("use_dora", false)? || !matches!(start(module)?, Start::Plain) {
-        return Err(module.unsupported("a convolution in groups with magnitudes or with an edited base"));
-    }
-    module.set_form(Form::Grouped(groups));
-    let (rows, own) = (m / groups, rank / groups);
-    let mut axes = vec![Some(1); base.len()];
-    axes[..2].copy_from_slice(&[Some(m), Some(own)]);
-    b.dims(&axes)?;
-    let (scale, n) = (scale(module, rank)?, module.shape()?.1);
-    let all = b.flat(Some(m), Some(own))?;
-    let left = Factor::from_fn(Storage::F32, (groups, rows, own), |g, i, k| scale * all[[g * rows + i, k]]);
-    let left = BlockDiagonal::new((m, rank), left)?;
-    let delta =
-        Product::new(vec![Box::new(left), Box::new(Dense::from_factor(a.factor(Some(rank), Some(n))?)?)])?;
-    let params = a.values().len() + b.values().len();
-    let adapter = Additive::new("lora", Box::new(delta)).with_params(params);
-    let Some(bias) = module.maybe("lora_B.bias") else { return finish(module, Box::new(adapter), false) };
-    if !module.config().flag("lora_bias", false)? {
-        return Err(bias.bad("is there, and `lora_bias` is not set"));
-    }
-    let add = Some(bias.array1(m)?.mapv(|b| b * scale));
-    finish(module, Box::new(adapter.with_bias(BiasEdit { map: None, add })), false)
 }
 
 /// Experts, one below the other: rows of `A` expert by expert, columns of `B` rank by rank.
