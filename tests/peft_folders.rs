@@ -625,8 +625,11 @@ fn tables_that_were_saved_whole_replace_those_of_the_base() {
     );
 }
 
+/// Settings, and tensors by name.
+type Written = (serde_json::Value, Vec<(&'static str, ArrayD<f32>)>);
+
 /// One small folder of many kinds.
-fn kinds() -> Vec<(serde_json::Value, Vec<(&'static str, ArrayD<f32>)>)> {
+fn kinds() -> Vec<Written> {
     let t = tensor;
     let scalar = |v: f32| ArrayD::from_elem(IxDyn(&[1]), v);
     vec![

@@ -36,6 +36,10 @@ pub enum Pointwise {
     SqrtSoftplus,
 }
 
+/// Mean and deviation of [`Pointwise::Laplace`], rounded as they were published.
+#[allow(clippy::approx_constant)]
+const LAPLACE: (f64, f64) = (0.707107, 0.282095);
+
 impl Pointwise {
     /// Its value at `x`.
     pub fn at(self, x: f64) -> f64 {
@@ -46,7 +50,7 @@ impl Pointwise {
             Self::ClippedGelu => Activation::Gelu.at(x).clamp(-10.0, 10.0),
             Self::Hardswish if x <= -3.0 => 0.0,
             Self::Hardswish => x * ((x + 3.0) / 6.0).min(1.0),
-            Self::Laplace => normal((x - 0.707107) / 0.282095),
+            Self::Laplace => normal((x - LAPLACE.0) / LAPLACE.1),
             Self::LeakyRelu(slope) => x.max(0.0) + slope * x.min(0.0),
             Self::Mish if x < -745.0 => 0.0,
             Self::Mish => x * softplus().tanh(),
@@ -114,8 +118,8 @@ mod tests {
             ("hardswish", 1.0, 2.0 / 3.0),
             ("hardswish", -4.0, 0.0),
             ("hardswish", 5.0, 5.0),
-            ("laplace", 0.707107, 0.5),
-            ("laplace", 0.707107 + 0.282095, 0.841_344_746_068_543),
+            ("laplace", LAPLACE.0, 0.5),
+            ("laplace", LAPLACE.0 + LAPLACE.1, 0.841_344_746_068_543),
             ("leaky_relu", -2.0, -0.02),
             ("prelu", -2.0, -0.5),
             ("mish", 1.0, 0.865_098_388_267_344),

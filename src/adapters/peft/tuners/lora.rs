@@ -121,7 +121,8 @@ fn load(module: &Module<'_>) -> Loaded {
         return super::lora_groups::load(module, a, b, scale(module, a.shape()[0])?);
     }
     if module.base().len() > 2 || a.shape().len() > 2 {
-        (module.kernel("lora_A.weight")?, module.pointwise("lora_B.weight")?);
+        module.kernel("lora_A.weight")?;
+        module.pointwise("lora_B.weight")?;
     }
     let (m, n) = module.shape()?;
     if config.get("use_bdlora").is_some_and(|node| !node.is_empty()) {
