@@ -907,7 +907,7 @@ fn damaged_folders_are_refused_without_a_panic() {
         }
         std::fs::write(&settings, &good_settings).unwrap();
         // The file of tensors: cut, numbers and names of its header changed, a key twice, bytes flipped.
-        for _ in 0..8 {
+        for _ in 0..4 {
             std::fs::write(&weights, &good_weights[..dice.below(good_weights.len())]).unwrap();
             assert!(use_all(path, &file).is_err());
         }
@@ -920,7 +920,7 @@ fn damaged_folders_are_refused_without_a_panic() {
         };
         let digits: Vec<usize> =
             names.char_indices().filter(|(_, c)| c.is_ascii_digit()).map(|(at, _)| at).collect();
-        for _ in 0..24 {
+        for _ in 0..8 {
             let at = digits[dice.below(digits.len())];
             let new =
                 ["0", "7", "-1", "99999999999", "18446744073709551615", "1.5", "\"x\"", ""][dice.below(8)];
@@ -949,7 +949,7 @@ fn damaged_folders_are_refused_without_a_panic() {
             put(&names.replacen(old, new, 1));
             run(new);
         }
-        for _ in 0..24 {
+        for _ in 0..8 {
             let mut bytes = good_weights.clone();
             let at = dice.below(bytes.len());
             bytes[at] ^= 1 << dice.below(8);
@@ -973,7 +973,7 @@ fn damaged_folders_are_refused_without_a_panic() {
             let _ = use_all(path, &other.base()).map_err(|error| assert!(!error.to_string().is_empty()));
         }
     }
-    assert!(refused > 1200 && passed > 150, "{refused} refused, {passed} not");
+    assert!(refused > 900 && passed > 100, "{refused} refused, {passed} not");
 }
 
 #[cfg(unix)]
