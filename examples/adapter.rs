@@ -17,10 +17,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use structmat::adapters::extract::{Kind, extract_on};
-use structmat::adapters::peft::{self, Folder, Layout, Loaded};
+use structmat::adapters::peft::{self, Folder, Layout, Loaded, base_names};
 use structmat::adapters::{Adapter, Edit, several};
 use structmat::io::{Checkpoint, Source, Staged, Writer};
-use structmat::ndarray::{Array1, Array2, ArrayD, IxDyn};
+use structmat::ndarray::{Array1, Array2, ArrayD, Axis, IxDyn, s};
 use structmat::prelude::*;
 use structmat::{Error, Result, Scalar};
 
@@ -69,7 +69,8 @@ enum Action {
         /// The module.
         #[arg(long)]
         module: String,
-        /// File with the tensor `x`: rows of inputs, row numbers of an embedding, or for a convolution images (batch x channels x ...) or patches.
+        /// File with the tensor `x`: rows of inputs, row numbers of an embedding, or for a convolution images (batch x channels
+        /// x ...) or rows of patches.
         #[arg(long)]
         x: PathBuf,
         /// Steps of a convolution, one for all axes or `2,1`.
@@ -81,6 +82,9 @@ enum Action {
         /// Distances between the inputs that one output sees.
         #[arg(long, value_delimiter = ',', default_value = "1")]
         dilation: Vec<usize>,
+        /// Groups of channels; without it, as many as the channels of the images say.
+        #[arg(long)]
+        groups: Option<usize>,
         /// File to write.
         #[arg(long)]
         output: PathBuf,
@@ -124,8 +128,8 @@ fn run(args: &Args) -> cli::Outcome {
     match &args.command {
         Action::Merge { output } => merge(base.as_ref(), &stack, output),
         Action::Delta { output } => delta(base.as_ref(), &stack, output),
-        Action::Apply { module, x, stride, padding, dilation, output } => {
-            let walk = Walk { stride, padding, dilation };
+        Action::Apply { module, x, stride, padding, dilation, groups, output } => {
+            let walk = Walk { stride, padding, dilation, groups: *groups };
             apply(base.as_ref(), &stack, module, x, &walk, output)
         }
         Action::Info | Action::Extract { .. } => info(base.as_ref(), &stack),
@@ -163,7 +167,7 @@ impl Stack {
             }
             for module in folder.modules().filter(|module| glob.is_match(module)) {
                 let loaded = folder.load_from(module, base)?;
-                modules.entry(module.to_owned()).or_default().push((loaded, weight));
+                modules.entry(loaded.module.clone()).or_default().push((loaded, weight));
             }
             for (name, values) in folder.replaced() {
                 let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
@@ -181,7 +185,7 @@ impl Stack {
 
     /// The bias of a module, that of the adapter where it has one.
     fn bias(&self, base: &dyn Source, module: &str) -> Result<Option<Array1<f64>>> {
-        let name = format!("{module}.bias");
+        let name = base_names(module, base)?.1;
         let bias = match self.replaced.get(&name) {
             Some(bias) => Some(bias.clone()),
             None => base.find(&name)?.map(|file| file.array(&name)).transpose()?,
@@ -208,7 +212,20 @@ struct Bound {
     storage: Storage,
     layout: Layout,
     weight: Dense,
+    /// What the weight is more than that of the base, where an adapter replaces it and changes it too.
+    replaced: Option<Array2<f64>>,
     edit: Edit,
+}
+
+impl Bound {
+    /// Merged minus base.
+    fn delta(&self) -> Result<ArrayD<f64>> {
+        let delta = self.edit.delta(&self.weight)?;
+        self.layout.to_tensor(&match &self.replaced {
+            Some(more) => delta + more,
+            None => delta,
+        })
+    }
 }
 
 fn bind(base: &dyn Source, stack: &Stack, module: &str) -> Result<Bound> {
@@ -222,16 +239,21 @@ fn bind(base: &dyn Source, stack: &Stack, module: &str) -> Result<Bound> {
         let what = format!("adapters of `{}` see its weight in different ways", other.module);
         return Err(Error::Unsupported { structure: "several adapters".to_owned(), what });
     }
-    let name = format!("{module}.weight");
-    let name = if base.find(&name)?.is_some() { name } else { module.to_owned() };
+    let name = base_names(module, base)?.0;
     let file = base.need(&name)?;
     let storage = file.storage(&name).unwrap_or(Storage::F32);
-    let matrix = layout.to_matrix(&file.array(&name)?)?;
+    let mut matrix = layout.to_matrix(&file.array(&name)?)?;
+    let mut replaced = None;
+    if let Some(new) = stack.replaced.get(&name) {
+        let new = layout.to_matrix(new)?;
+        replaced = Some(&new - &matrix);
+        matrix = new;
+    }
     let weight = Dense::from_factor(Factor::from_matrix(storage, &matrix))?;
     let adapters: Vec<(&dyn Adapter, f64)> =
         loaded.iter().map(|(loaded, weight)| (loaded.adapter.as_ref(), *weight)).collect();
     let edit = several::in_order(&weight, &adapters)?;
-    Ok(Bound { name, storage, layout, weight, edit })
+    Ok(Bound { name, storage, layout, weight, replaced, edit })
 }
 
 fn merge(base: &dyn Source, stack: &Stack, output: &Path) -> cli::Outcome {
@@ -240,11 +262,11 @@ fn merge(base: &dyn Source, stack: &Stack, output: &Path) -> cli::Outcome {
     let mut written = BTreeSet::new();
     let mut rows = Vec::new();
     for module in stack.modules.keys() {
-        let Bound { name, storage, layout, weight, edit } = bind(base, stack, module)?;
+        let Bound { name, storage, layout, weight, edit, .. } = bind(base, stack, module)?;
         let merged = edit.merge(&weight, storage)?;
         writer.array_in(&name, &layout.to_tensor(&merged.weight.to_dense_f64())?, storage)?;
         written.insert(name);
-        let bias = format!("{module}.bias");
+        let bias = base_names(module, base)?.1;
         let changed = edit.bias().map.is_some() || edit.bias().add.is_some();
         if changed && let Some(values) = edit.bias().apply(stack.bias(base, module)?.as_deref())? {
             let file = base.find(&bias)?;
@@ -286,12 +308,14 @@ fn delta(base: &dyn Source, stack: &Stack, output: &Path) -> cli::Outcome {
     let mut writer = Writer::new();
     let wide = |storage| if storage == Storage::F64 { Storage::F64 } else { Storage::F32 };
     for module in stack.modules.keys() {
-        let Bound { storage, layout, weight, edit, .. } = bind(base, stack, module)?;
-        let delta = layout.to_tensor(&edit.delta(&weight)?)?;
-        writer.array_in(&format!("{module}.delta"), &delta, wide(storage))?;
+        let bound = bind(base, stack, module)?;
+        writer.array_in(&format!("{module}.delta"), &bound.delta()?, wide(bound.storage))?;
     }
     for (name, values) in &stack.replaced {
-        let Some(module) = name.strip_suffix(".weight") else { continue };
+        let Some(module) = name.strip_suffix(".weight").filter(|module| !stack.modules.contains_key(*module))
+        else {
+            continue;
+        };
         let file = base.need(name)?;
         let storage = file.storage(name).unwrap_or(Storage::F32);
         writer.array_in(&format!("{module}.delta"), &(values - &file.array::<f64>(name)?), wide(storage))?;
@@ -337,8 +361,25 @@ fn outputs<T: Scalar>(
         }
         Ok(y)
     };
-    if kernel.len() > 2 && x.ndim() == kernel.len() && x.shape()[1] == kernel[1] {
-        return walk.convolve(&x, kernel, &product);
+    // A kernel in groups may be seen as one without.
+    let channels = n / kernel.iter().skip(2).product::<usize>().max(1);
+    if kernel.len() > 2
+        && x.ndim() == kernel.len()
+        && let Some(groups) = walk.groups_of(&x, m, channels)?
+    {
+        let mut kernel = kernel.to_vec();
+        (kernel[0], kernel[1]) = (m / groups, channels);
+        let mut parts = Vec::with_capacity(groups);
+        for group in 0..groups {
+            let own = x.slice_axis(Axis(1), (group * channels..(group + 1) * channels).into());
+            let outputs = group * kernel[0]..(group + 1) * kernel[0];
+            // All outputs of the patches of one group, of which those of the group count.
+            let product = |x: &Array2<T>| Ok(product(x)?.slice(s![.., outputs.clone()]).to_owned());
+            parts.push(walk.convolve(&own.to_owned(), &kernel, &product)?);
+        }
+        let parts: Vec<_> = parts.iter().map(|part| part.view()).collect();
+        let wrong = |e: structmat::ndarray::ShapeError| Error::parameter("x", "images", e.to_string());
+        return structmat::ndarray::concatenate(Axis(1), &parts).map_err(wrong);
     }
     walk.check_unused()?;
     let mut shape = x.shape().to_vec();
@@ -363,7 +404,7 @@ fn rows(bound: &Bound, numbers: &[u32], mut shape: Vec<usize>) -> Result<ArrayD<
         let mut unit = Array2::<f32>::zeros((1, rows));
         let place = unit.get_mut((0, *row as usize));
         *place.ok_or_else(|| Error::parameter("row", row, format!("less than {rows}")))? = 1.0;
-        let mut out = y.slice_mut(structmat::ndarray::s![k..=k, ..]);
+        let mut out = y.slice_mut(s![k..=k, ..]);
         bound.edit.apply_transpose_into(&bound.weight, &unit, &mut out, Update::Overwrite, &mut exec)?;
     }
     shape.push(dim);

@@ -11,6 +11,8 @@ pub struct Walk<'a> {
     pub padding: &'a [usize],
     /// Distances between the inputs that one output sees.
     pub dilation: &'a [usize],
+    /// Groups of channels, where the caller says how many.
+    pub groups: Option<usize>,
 }
 
 /// What a kernel does along one axis.
@@ -24,11 +26,32 @@ struct Line {
 }
 
 impl Walk<'_> {
+    /// The groups in which a kernel of `channels` goes over `x`, or `None` where `x` is no images for it but may be patches.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when `x` is not in the groups that were asked for.
+    pub fn groups_of<T>(&self, x: &ArrayD<T>, m: usize, channels: usize) -> Result<Option<usize>> {
+        let all = x.shape()[1];
+        let groups = all.checked_div(channels).filter(|groups| groups * channels == all && *groups > 0);
+        let groups = groups.filter(|groups| m.is_multiple_of(*groups));
+        match (groups, self.groups) {
+            (found, Some(asked)) if found == Some(asked) => Ok(found),
+            (found, Some(asked)) => {
+                let expected = format!("what {all} channels are for a kernel of {channels}: {found:?}");
+                Err(Error::parameter("groups", asked, expected))
+            }
+            (groups, None) => Ok(groups),
+        }
+    }
+
     /// For products without images: nothing was asked for.
     ///
     /// # Errors
     /// [`Error::Parameter`] when something was.
     pub fn check_unused(&self) -> Result<()> {
+        if let Some(groups) = self.groups {
+            return Err(Error::parameter("groups", groups, "none, as x holds no images of a convolution"));
+        }
         for (name, given, plain) in
             [("stride", self.stride, 1), ("padding", self.padding, 0), ("dilation", self.dilation, 1)]
         {

@@ -123,7 +123,7 @@ fn bent(x: f64) -> f64 {
 }
 
 /// The normal distribution function.
-fn normal(x: f64) -> f64 {
+pub(crate) fn normal(x: f64) -> f64 {
     0.5 * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2))
 }
 

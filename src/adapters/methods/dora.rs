@@ -26,6 +26,7 @@ use std::sync::Arc;
 pub struct Dora {
     inner: Arc<dyn Adapter>,
     magnitude: Vec<f64>,
+    columns: bool,
 }
 
 impl Dora {
@@ -36,8 +37,20 @@ impl Dora {
     pub fn new(inner: Box<dyn Adapter>, magnitude: Vec<f64>) -> Result<Self> {
         let outputs = inner.shape().0;
         match magnitude.len() == outputs {
-            true => Ok(Self { inner: inner.into(), magnitude }),
+            true => Ok(Self { inner: inner.into(), magnitude, columns: false }),
             false => Err(Error::shape("DoRA magnitudes", &[outputs], &[magnitude.len()])),
+        }
+    }
+
+    /// Of columns in the place of rows, with one magnitude per input: what a table of embeddings has, whose columns are its outputs.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another number of magnitudes.
+    pub fn of_columns(inner: Box<dyn Adapter>, magnitude: Vec<f64>) -> Result<Self> {
+        let inputs = inner.shape().1;
+        match magnitude.len() == inputs {
+            true => Ok(Self { inner: inner.into(), magnitude, columns: true }),
+            false => Err(Error::shape("DoRA magnitudes", &[inputs], &[magnitude.len()])),
         }
     }
 }
@@ -55,16 +68,18 @@ impl Adapter for Dora {
     fn edit(&self, base: &dyn StructuredMatrix) -> Result<Edit> {
         let inner = self.inner.edit(base)?;
         let w = inner.merged(base)?;
+        let (what, w) = if self.columns { ("column", w.reversed_axes()) } else { ("row", w) };
         let mut scales = Vec::with_capacity(self.magnitude.len());
         for (i, (row, magnitude)) in w.outer_iter().zip(&self.magnitude).enumerate() {
             let norm = row.dot(&row).sqrt();
             if norm == 0.0 {
-                return Err(Error::parameter(format!("norm of row {i} of W + D"), 0, "a positive number"));
+                return Err(Error::parameter(format!("norm of {what} {i} of W + D"), 0, "a positive number"));
             }
             scales.push(magnitude / norm);
         }
-        let left = Box::new(Identity::diagonal(row(scales))?);
+        let scales = Box::new(Identity::diagonal(row(scales))?);
+        let edit = Edit::of(self.shape());
         // The bias is that of the inner adapter, which is not rescaled.
-        inner.then(&Edit::of(self.shape()).with_left(left)?)
+        inner.then(&if self.columns { edit.with_right(scales)? } else { edit.with_left(scales)? })
     }
 }

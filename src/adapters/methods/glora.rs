@@ -129,6 +129,8 @@ impl Adapter for Glora {
         let map = Identity::diagonal(row(d.vector("GLoRA support D", m)?.mapv(|v| 1.0 + v)))?;
         let add = e.vector("GLoRA support E", m)? + base.matvec(&c.vector("GLoRA support C", n)?)?;
         let delta = if terms.len() == 1 { terms.remove(0) } else { Box::new(Sum::new(terms)?) };
-        edit.with_delta(delta)?.with_bias(BiasEdit { map: Some(Box::new(map)), add: Some(add) })
+        // A layer without a bias gets none where nothing is added.
+        let add = add.iter().any(|v| *v != 0.0).then_some(add);
+        edit.with_delta(delta)?.with_bias(BiasEdit { map: Some(Box::new(map)), add })
     }
 }

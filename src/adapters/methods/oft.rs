@@ -16,12 +16,12 @@ pub enum Rotation {
     Cayley,
     /// $I + 2Q + \dots + 2Q^{p-1} + Q^p$ with `p = max(T - 1, 3)`; $I + 2Q$ for `T = 2`.
     Series {
-        /// Number of terms `T`, at least 2.
+        /// Number of terms `T`; one is no rotation.
         terms: usize,
     },
     /// $I + 2Q + \dots + 2Q^{T-1}$.
     OldSeries {
-        /// Number of terms `T`, at least 2.
+        /// Number of terms `T`; one is no rotation.
         terms: usize,
     },
 }
@@ -30,7 +30,7 @@ impl Rotation {
     /// The rotation of `q`, which need not be skew-symmetric for the series.
     ///
     /// # Errors
-    /// [`Error::Shape`] unless `q` is square, [`Error::Parameter`] for fewer than 2 terms or absurdly many, [`Error::NonFinite`] for NaN in the exact form.
+    /// [`Error::Shape`] unless `q` is square, [`Error::Parameter`] for no terms or absurdly many, [`Error::NonFinite`] for NaN in the exact form.
     pub fn of(self, q: &ArrayRef2<f64>) -> Result<Array2<f64>> {
         let b = q.nrows();
         super::expect("rotation", q, (b, b))?;
@@ -39,12 +39,12 @@ impl Rotation {
             // (I + Q)ᵀ = I - Q: the transpose of (I - Q)(I + Q)⁻¹ solves (I - Q) Z = I + Q.
             Rotation::Cayley => return Ok(lstsq(&(&eye - &q), &(&eye + &q))?.reversed_axes()),
             Rotation::Series { terms } | Rotation::OldSeries { terms }
-                if !(2..=MAX_TERMS).contains(&terms) =>
+                if !(1..=MAX_TERMS).contains(&terms) =>
             {
-                let wanted = format!("2 to {MAX_TERMS}");
+                let wanted = format!("1 to {MAX_TERMS}");
                 return Err(Error::parameter("num_cayley_neumann_terms", terms, wanted));
             }
-            Rotation::Series { terms: 2 } => (1, 2.0),
+            Rotation::Series { terms: terms @ 1..=2 } => (terms - 1, 2.0),
             Rotation::Series { terms } => ((terms - 1).max(3), 1.0),
             Rotation::OldSeries { terms } => (terms - 1, 2.0),
         };

@@ -1,5 +1,4 @@
-use super::{expect, low_rank};
-use crate::activation::Activation;
+use super::{Pointwise, expect, low_rank};
 use crate::adapters::{Adapter, Edit, check_base};
 use crate::error::{Error, Result};
 use crate::matrix::{Apply, StructuredMatrix};
@@ -30,7 +29,7 @@ pub struct Peanut {
     b: Array2<f64>,
     encoders: Vec<Array2<f64>>,
     decoders: Vec<Array2<f64>>,
-    activation: Activation,
+    activation: Pointwise,
     scale: f64,
 }
 
@@ -43,7 +42,7 @@ impl Peanut {
         shape: (usize, usize),
         (a, b): (Array2<f64>, Array2<f64>),
         (encoders, decoders): (Vec<Array2<f64>>, Vec<Array2<f64>>),
-        activation: Activation,
+        activation: impl Into<Pointwise>,
         scale: f64,
     ) -> Result<Self> {
         let r = a.nrows();
@@ -56,7 +55,7 @@ impl Peanut {
             let received = format!("{} encoders, {} decoders", encoders.len(), decoders.len());
             return Err(Error::parameter("depth", received, "as many of both"));
         }
-        Ok(Self { shape, a, b, encoders, decoders, activation, scale })
+        Ok(Self { shape, a, b, encoders, decoders, activation: activation.into(), scale })
     }
 }
 

@@ -34,11 +34,12 @@ mod json;
 mod layout;
 mod module;
 mod mt19937;
+mod nested;
 mod save;
 mod tensor;
 mod tuners;
 
-pub use folder::{Folder, Loaded};
+pub use folder::{Folder, Loaded, base_names};
 pub use layout::Layout;
 pub(crate) use mt19937::{SEED, drawn_positions};
 pub use save::save;
@@ -52,8 +53,8 @@ use module::Module;
 pub struct Tuner {
     /// `peft_type` in the configuration.
     pub name: &'static str,
-    /// What the names of its tensors begin with.
-    prefix: &'static str,
+    /// The tensors that its modules have, by the first parts of their names.
+    tensors: &'static [&'static str],
     /// Tensors that its modules share, by what their names begin with.
     shared: &'static [&'static str],
     /// Settings that are read, or whose values are checked.

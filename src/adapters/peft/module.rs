@@ -27,13 +27,14 @@ impl<'a> Module<'a> {
         name: &'a str,
         tensors: &'a Tensors,
         shapes: &'a dyn Fn(&str) -> Option<Vec<usize>>,
+        turned: bool,
     ) -> Result<Self> {
         let base = shapes(name).ok_or_else(|| Error::Unknown {
             kind: "base weight",
             name: name.to_owned(),
             expected: "a module of the base model".to_owned(),
         })?;
-        let turned = folder.config.flag("fan_in_fan_out", false)? && base.len() == 2;
+        let turned = turned && base.len() == 2;
         let form = Cell::new(if turned { Form::Transposed } else { Form::Rows });
         Layout::new(&base, form.get())?;
         Ok(Self { folder, name, tensors, base, form, claimed: RefCell::default(), shapes })
@@ -50,6 +51,11 @@ impl<'a> Module<'a> {
     /// Shape of the base tensor.
     pub(crate) fn base(&self) -> &[usize] {
         &self.base
+    }
+
+    /// Whether PEFT adds the change of this module twice: that of an attention's output, once as a part of the attention and once on its own.
+    pub(crate) fn counts_twice(&self) -> bool {
+        self.folder.twice.contains(self.name)
     }
 
     /// The task that was chosen.
@@ -85,6 +91,12 @@ impl<'a> Module<'a> {
         tensor
     }
 
+    /// Claims the tensors whose names begin so: they matter in training alone.
+    pub(crate) fn pass_over(&self, prefix: &str) {
+        let names = self.tensors.keys().filter(|name| name.starts_with(prefix));
+        self.claimed.borrow_mut().extend(names.cloned());
+    }
+
     /// The tensor `name`, claimed.
     pub(crate) fn take(&self, name: &str) -> Result<&'a Tensor> {
         self.maybe(name).ok_or_else(|| {
@@ -95,6 +107,27 @@ impl<'a> Module<'a> {
                 names.join(", ")
             ))
         })
+    }
+
+    /// The tensor `name`, claimed: one matrix row, or one kernel of the base's shape, for each rank.
+    pub(crate) fn kernel(&self, name: &str) -> Result<&'a Tensor> {
+        let tensor = self.take(name)?;
+        if self.base.len() > 2 {
+            let axes: Vec<_> = std::iter::once(None).chain(self.base[1..].iter().map(|n| Some(*n))).collect();
+            tensor.dims(&axes)?;
+        } else {
+            tensor.dims(&[None, None])?;
+        }
+        Ok(tensor)
+    }
+
+    /// The tensor `name`, claimed: a matrix, for convolutions with kernels of one number.
+    pub(crate) fn pointwise(&self, name: &str) -> Result<&'a Tensor> {
+        let tensor = self.take(name)?;
+        let mut axes = vec![Some(1); self.base.len().max(2)];
+        axes[..2].fill(None);
+        tensor.dims(&axes)?;
+        Ok(tensor)
     }
 
     /// `prefix.0suffix`, `prefix.1suffix`, ... as far as they go.
@@ -115,12 +148,12 @@ impl<'a> Module<'a> {
     /// makes the whole, of shape `whole`.
     pub(crate) fn projection(
         &self,
-        name: &'static str,
+        name: &str,
         whole: (usize, usize),
         (rows, cols): (usize, usize),
         numbers: &dyn Fn() -> Result<Array2<f64>>,
     ) -> Result<Factor> {
-        let key = (name, [whole.0, whole.1, rows, cols]);
+        let key = (name.to_owned(), [whole.0, whole.1, rows, cols]);
         let mut made = self.folder.projections.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(factor) = made.get(&key) {
             return Ok(factor.clone());
@@ -140,6 +173,15 @@ impl<'a> Module<'a> {
                 self.name
             ))),
             _ => Ok(()),
+        }
+    }
+
+    /// The same where PEFT finds the entry of the pattern by a rule of its own, not all of which reach modules at the top: the one of the
+    /// configuration, or of an entry that matches.
+    pub(crate) fn check_rank_or(&self, rank: usize, field: &str, pattern: &str) -> Result<()> {
+        match self.config().size(field)? {
+            Some(told) if told == rank => Ok(()),
+            _ => self.check_rank(rank, field, pattern),
         }
     }
 

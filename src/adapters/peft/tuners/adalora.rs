@@ -5,7 +5,7 @@ use crate::adapters::peft::module::Module;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "ADALORA",
-    prefix: "lora_",
+    tensors: &["lora_A", "lora_B", "lora_E"],
     shared: &[],
     reads: &["lora_alpha", "init_r", "rank_pattern", "fan_in_fan_out", "init_lora_weights"],
     ignores: &[

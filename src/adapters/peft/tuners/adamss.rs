@@ -6,7 +6,7 @@ use ndarray::{Array2, s};
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "ADAMSS",
-    prefix: "adamss_",
+    tensors: &["adamss_A", "adamss_B", "adamss_newB"],
     shared: &[],
     reads: &[],
     ignores: &[
@@ -36,7 +36,10 @@ fn load(module: &Module<'_>) -> Loaded {
     let index = module.maybe("row_index").ok_or_else(|| {
         module.unsupported("which row is in which cluster is not in the folder: supply `row_index`, the rows cluster after cluster")
     })?;
-    let last = module.take("adamss_newB")?.flat(None, Some(n + 1))?;
+    let last = module.take("adamss_newB")?;
+    // A layer without a bias has no column for it.
+    let biased = last.shape().last() != Some(&n);
+    let last = last.flat(None, Some(n + usize::from(biased)))?;
     let rank = last.nrows();
     let (a, b) = (module.numbered("adamss_A", ""), module.numbered("adamss_B", ""));
     if a.len() != b.len() || a.is_empty() {
@@ -66,7 +69,7 @@ fn load(module: &Module<'_>) -> Loaded {
             module.bad(format!("{count} rows in clusters, {} of them placed, expected {m}", distinct.len()))
         );
     }
-    let add = Some(left.dot(&last.column(n)));
+    let add = biased.then(|| left.dot(&last.column(n)));
     let delta = product(&left, 1.0, &last.slice(s![.., ..n]).to_owned())?;
     Ok(Box::new(Additive::new("adamss", delta).with_params(params).with_bias(BiasEdit { map: None, add })))
 }

@@ -6,7 +6,7 @@ use ndarray::Ix4;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "BOFT",
-    prefix: "boft_",
+    tensors: &["boft_R", "boft_s"],
     shared: &[],
     reads: &["boft_block_size", "boft_block_num", "boft_n_butterfly_factor", "fan_in_fan_out"],
     ignores: &["boft_dropout", "init_weights"],

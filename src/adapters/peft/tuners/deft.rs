@@ -5,7 +5,7 @@ use crate::adapters::peft::module::Module;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "DEFT",
-    prefix: "deft_",
+    tensors: &["deft_P", "deft_R"],
     shared: &[],
     reads: &["r", "alpha", "decomposition_method", "para", "fan_in_fan_out"],
     ignores: &["deft_dropout", "init_scale", "init_weights"],

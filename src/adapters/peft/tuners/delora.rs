@@ -7,7 +7,7 @@ use crate::storage::{Factor, Storage};
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "DELORA",
-    prefix: "delora_",
+    tensors: &["delora_A", "delora_B", "delora_lambda", "delora_w_norm"],
     shared: &[],
     reads: &["r", "rank_pattern", "lambda_pattern"],
     ignores: &["delora_lambda", "module_dropout", "init_weights"],

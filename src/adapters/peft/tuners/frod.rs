@@ -5,7 +5,7 @@ use crate::adapters::peft::module::Module;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "FROD",
-    prefix: "frod_",
+    tensors: &["frod_lambda_l", "frod_lambda_s_values"],
     shared: &["frod_V.", "frod_s_indices.", "frod_s_size."],
     reads: &["save_projection", "fan_in_fan_out"],
     ignores: &[

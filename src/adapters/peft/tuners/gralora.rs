@@ -6,7 +6,7 @@ use crate::compose::Sum;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "GRALORA",
-    prefix: "gralora_",
+    tensors: &["gralora_A", "gralora_B", "gralora_A_general", "gralora_B_general"],
     shared: &[],
     reads: &["r", "alpha", "gralora_k", "hybrid_r", "fan_in_fan_out"],
     ignores: &["gralora_dropout", "init_weights"],

@@ -5,7 +5,7 @@ use crate::adapters::peft::module::Module;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "HIRA",
-    prefix: "hira_",
+    tensors: &["hira_A", "hira_B", "hira_embedding_A", "hira_embedding_B"],
     shared: &[],
     reads: &["r", "rank_pattern", "fan_in_fan_out"],
     ignores: &["hira_dropout", "init_weights"],
@@ -14,11 +14,17 @@ pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
 
 fn load(module: &Module<'_>) -> Loaded {
     let (m, n) = module.shape()?;
-    if let Some(table) = module.maybe("hira_embedding_A") {
-        return Err(table.bad("belongs to an embedding, which is not read for this kind of adapter"));
+    if let Some(a) = module.maybe("hira_embedding_A") {
+        // A table of rows: the change is the transpose of what a linear layer would have.
+        let a = a.flat(None, Some(m))?;
+        let b = module.take("hira_embedding_B")?.flat(Some(n), Some(a.nrows()))?;
+        // PEFT has no pattern for tables.
+        module.check_rank(a.nrows(), "r", "")?;
+        return Ok(Box::new(Hadamard::new(&a.t(), &b.t())?));
     }
-    let a = module.take("hira_A")?.flat(None, Some(n))?;
-    let b = module.take("hira_B")?.flat(Some(m), Some(a.nrows()))?;
+    let a = module.kernel("hira_A")?;
+    let b = module.pointwise("hira_B")?.flat(Some(m), Some(a.shape()[0]))?;
+    let a = a.flat(None, Some(n))?;
     module.check_rank(a.nrows(), "r", "rank_pattern")?;
     Ok(Box::new(Hadamard::new(&b, &a)?))
 }

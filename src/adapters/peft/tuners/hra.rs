@@ -5,7 +5,7 @@ use crate::adapters::peft::module::Module;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "HRA",
-    prefix: "hra_",
+    tensors: &["hra_u"],
     shared: &[],
     reads: &["r", "apply_GS"],
     ignores: &["init_weights"],

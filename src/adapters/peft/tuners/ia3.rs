@@ -3,13 +3,14 @@ use crate::adapters::methods;
 use crate::adapters::peft::Tuner;
 use crate::adapters::peft::config::ends_with;
 use crate::adapters::peft::json::Node;
+use crate::adapters::peft::layout::Form;
 use crate::adapters::peft::module::Module;
 use crate::error::Result;
 use regex_lite::Regex;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "IA3",
-    prefix: "ia3_",
+    tensors: &["ia3_l"],
     shared: &[],
     reads: &["feedforward_modules", "fan_in_fan_out"],
     ignores: &["init_ia3_weights"],
@@ -20,10 +21,15 @@ fn load(module: &Module<'_>) -> Loaded {
     let (m, n) = module.shape()?;
     let l = module.take("ia3_l")?;
     let convolution = module.base().len() > 2;
-    // One axis of the base: outputs, or inputs, each of which a kernel has several numbers of.
-    let (inputs, shape) = (if convolution { module.base()[1] } else { n }, l.shape());
+    // One axis of the base: outputs, or inputs, each of which a kernel has several numbers of. In groups a kernel has those of one group alone.
+    let (mut inputs, shape) = (if convolution { module.base()[1] } else { n }, l.shape());
     let (left, right) = match convolution {
-        true => (shape.get(1) == Some(&m), shape.get(1) == Some(&inputs)),
+        true => {
+            let count = shape.get(1).copied().unwrap_or(0);
+            let groups = count / inputs;
+            let right = groups > 0 && groups * inputs == count && m.is_multiple_of(groups);
+            (count == m, right)
+        }
         false => (*shape == [m, 1], *shape == [1, n]),
     };
     let right = match (left, right) {
@@ -35,6 +41,14 @@ fn load(module: &Module<'_>) -> Loaded {
         }
         (_, right) => right,
     };
+    if right && convolution {
+        let groups = shape[1] / inputs;
+        if groups > 1 {
+            module.set_form(Form::Grouped(groups));
+            inputs *= groups;
+        }
+    }
+    let (m, n) = module.shape()?;
     let values = l.vector(Some(if right { inputs } else { m }))?;
     let adapter = match right {
         false => methods::scaling((m, n), Some(&values), None)?,

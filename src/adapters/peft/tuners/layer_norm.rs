@@ -5,7 +5,7 @@ use crate::adapters::peft::module::Module;
 /// Normalisation layers trained as a whole: their tensors replace the model's, and no matrix is adapted.
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "LN_TUNING",
-    prefix: "ln_tuning_",
+    tensors: &["ln_tuning_layers"],
     shared: &[],
     reads: &[],
     ignores: &["init_weights"],

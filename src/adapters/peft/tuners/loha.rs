@@ -8,7 +8,7 @@ use ndarray::{Array2, Ix4};
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "LOHA",
-    prefix: "hada_",
+    tensors: &["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"],
     shared: &[],
     reads: &["r", "alpha", "rank_pattern", "alpha_pattern"],
     ignores: &["rank_dropout", "module_dropout", "use_effective_conv2d", "init_weights"],

@@ -2,13 +2,13 @@ use super::Loaded;
 use crate::adapters::methods;
 use crate::adapters::peft::Tuner;
 use crate::adapters::peft::module::Module;
-use crate::adapters::{Adapter, Additive};
+use crate::compose::Permuted;
 use crate::error::Result;
 use ndarray::Array2;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "LOKR",
-    prefix: "lokr_",
+    tensors: &["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"],
     shared: &[],
     reads: &["r", "alpha", "rank_pattern", "alpha_pattern"],
     ignores: &[
@@ -39,10 +39,29 @@ fn load(module: &Module<'_>) -> Loaded {
             w2.dim()
         )));
     }
-    let lokr = methods::lokr(&w1, &w2, alpha / rank as f64)?;
+    // PEFT takes the product of one matrix with each tap of a whole kernel in one dimension, in the other order.
+    let taps = match (module.maybe("lokr_w2"), module.base()) {
+        (Some(whole), [_, _, taps]) if whole.shape().len() == 3 => Some(*taps),
+        _ => None,
+    };
+    let scale = alpha / rank as f64;
+    let lokr = match taps {
+        None => methods::lokr(&w1, &w2, scale)?.matrix().clone_box(),
+        Some(taps) => {
+            let (inner, all) = (w1.ncols(), n as u32);
+            let (inner, taps) = (inner as u32, taps as u32);
+            // Column (q, j, l) of the kernel is column (q, l, j) of the product.
+            let place = |column: u32| {
+                let (q, j, l) = (column / (inner * taps), column / taps % inner, column % taps);
+                (q * taps + l) * inner + j
+            };
+            let product = methods::lokr(&w2, &w1, scale)?.matrix().clone_box();
+            Box::new(Permuted::new(None, product, Some((0..all).map(place).collect()))?)
+        }
+    };
     let names = ["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"];
     let params = names.iter().filter_map(|name| module.maybe(name)).map(|t| t.values().len()).sum();
-    Ok(Box::new(Additive::new(lokr.kind(), lokr.matrix().clone_box()).with_params(params)))
+    super::additive("lokr", lokr, params)
 }
 
 /// One factor: whole, a product of two, or for kernels a core between two; kernels are flattened behind the inputs.

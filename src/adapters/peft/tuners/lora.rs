@@ -14,7 +14,17 @@ use crate::structures::{BlockDiagonal, Dense};
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "LORA",
-    prefix: "lora_",
+    tensors: &[
+        "lora_A",
+        "lora_B",
+        "lora_diag",
+        "lora_embedding_A",
+        "lora_embedding_B",
+        "lora_magnitude_vector",
+        "lora_velora_embed",
+        "lora_monteclora_sampler",
+        "token_adapter",
+    ],
     shared: &[],
     reads: &[
         "r",
@@ -80,6 +90,7 @@ fn scale(module: &Module<'_>, rank: usize) -> Result<f64> {
     let alpha = config.number_for("lora_alpha", "alpha_pattern", module.name())?;
     let alpha = alpha.ok_or_else(|| config.bad("field `lora_alpha` is missing: expected a number"))?;
     let rank = rank as f64;
+    let alpha = if module.counts_twice() { 2.0 * alpha } else { alpha };
     Ok(alpha / if config.flag("use_rslora", false)? { rank.sqrt() } else { rank })
 }
 
@@ -95,14 +106,28 @@ fn load(module: &Module<'_>) -> Loaded {
     }
     let (a, b) = (module.take("lora_A.weight")?, module.take("lora_B.weight")?);
     let config = module.config();
+    for (setting, tensors) in
+        [("velora_config", "lora_velora_embed"), ("monteclora_config", "lora_monteclora_sampler.")]
+    {
+        if config.get(setting).is_some_and(|node| !node.is_empty()) {
+            module.pass_over(tensors);
+        }
+    }
     if module.base().len() == 3 && a.shape().len() == 2 && !config.names("target_parameters")?.is_empty() {
         return experts(module, a, b);
     }
-    let (m, n) = module.shape()?;
     let params = a.values().len() + b.values().len();
+    if module.base().len() > 2 && a.shape().len() == module.base().len() && a.shape()[1] != module.base()[1] {
+        return super::lora_groups::load(module, a, b, scale(module, a.shape()[0])?);
+    }
+    if module.base().len() > 2 || a.shape().len() > 2 {
+        module.kernel("lora_A.weight")?;
+        module.pointwise("lora_B.weight")?;
+    }
+    let (m, n) = module.shape()?;
     if config.get("use_bdlora").is_some_and(|node| !node.is_empty()) {
         let delta = block_diagonal(module, a, b)?;
-        return finish(module, Box::new(Additive::new("bdlora", delta).with_params(params)));
+        return finish(module, Box::new(Additive::new("bdlora", delta).with_params(params)), false);
     }
     let rank = b.flat(Some(m), None)?.ncols();
     let scale = scale(module, rank)?;
@@ -129,19 +154,19 @@ fn load(module: &Module<'_>) -> Loaded {
             return Err(bias.bad("is there, and `lora_bias` is not set for a plain LoRA"));
         }
         let adapter = Additive::new("lora", delta).with_params(params + m);
-        return finish(module, Box::new(adapter.with_bias(BiasEdit { map: None, add })));
+        return finish(module, Box::new(adapter.with_bias(BiasEdit { map: None, add })), false);
     }
     if matches!(start(module)?, Start::Olora) {
         // The scale stands in both what was taken out and what was put in.
         let olora =
             Spectral::new("olora", (m, n), Component::WithoutQr { rank, scale }, Some(delta), params)?;
-        return finish(module, Box::new(olora));
+        return finish(module, Box::new(olora), false);
     }
     match component {
-        None => finish(module, Box::new(Additive::new("lora", delta).with_params(params))),
+        None => finish(module, Box::new(Additive::new("lora", delta).with_params(params)), false),
         Some(component) => {
             let kind = if kasa { "kasa" } else { "pissa" };
-            finish(module, Box::new(Spectral::new(kind, (m, n), component, Some(delta), params)?))
+            finish(module, Box::new(Spectral::new(kind, (m, n), component, Some(delta), params)?), false)
         }
     }
 }
@@ -160,15 +185,16 @@ fn indices<'a>(module: &Module<'a>) -> Result<&'a Node> {
     })
 }
 
-/// Rescales rows, where there are magnitudes.
-fn finish(module: &Module<'_>, adapter: Box<dyn Adapter>) -> Loaded {
+/// Rescales rows, or the columns of a table, where there are magnitudes.
+fn finish(module: &Module<'_>, adapter: Box<dyn Adapter>, table: bool) -> Loaded {
     let magnitude =
         module.maybe("lora_magnitude_vector").or_else(|| module.maybe("lora_magnitude_vector.weight"));
     match (magnitude, module.config().flag("use_dora", false)?) {
         (None, false) => Ok(adapter),
         (Some(magnitude), true) => {
-            let magnitude = magnitude.vector(Some(adapter.shape().0))?;
-            Ok(Box::new(Dora::new(adapter, magnitude)?))
+            let (m, n) = adapter.shape();
+            let values = magnitude.vector(Some(if table { n } else { m }))?;
+            Ok(Box::new(if table { Dora::of_columns(adapter, values)? } else { Dora::new(adapter, values)? }))
         }
         (Some(magnitude), false) => Err(magnitude.bad("is there, and `use_dora` is not set")),
         (None, true) => {
@@ -184,12 +210,12 @@ fn embedding(module: &Module<'_>, a: &Tensor) -> Loaded {
     let a = a.flat(None, Some(rows))?;
     let rank = a.nrows();
     let b = b.flat(Some(dim), Some(rank))?;
-    if module.config().flag("use_dora", false)? || !matches!(start(module)?, Start::Plain) {
-        return Err(module.unsupported("an embedding with magnitudes or with an edited base"));
+    if !matches!(start(module)?, Start::Plain) {
+        return Err(module.unsupported("an embedding with an edited base"));
     }
     let scales = vec![scale(module, rank)?; rank];
     let delta = low_rank(super::factor(&a.t()), &scales, super::factor(&b.t()))?;
-    super::additive("lora", delta, a.len() + b.len())
+    finish(module, Box::new(Additive::new("lora", delta).with_params(a.len() + b.len())), true)
 }
 
 /// Experts, one below the other: rows of `A` expert by expert, columns of `B` rank by rank.

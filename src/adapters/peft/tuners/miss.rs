@@ -7,7 +7,7 @@ use crate::adapters::peft::tensor::Tensor;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "MISS",
-    prefix: "miss_",
+    tensors: &["miss_block"],
     shared: &[],
     reads: &["r", "mini_r", "init_weights"],
     ignores: &["miss_dropout"],
@@ -17,7 +17,7 @@ pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
 /// What MiSS was called up to PEFT 0.17.
 pub(in crate::adapters::peft) const BONE: Tuner = Tuner {
     name: "BONE",
-    prefix: "bone_",
+    tensors: &["bone_block"],
     shared: &[],
     reads: &["r", "init_weights"],
     ignores: &["bone_dropout"],

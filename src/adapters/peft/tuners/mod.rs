@@ -17,6 +17,7 @@ pub(super) mod layer_norm;
 pub(super) mod loha;
 pub(super) mod lokr;
 pub(super) mod lora;
+mod lora_groups;
 pub(super) mod miss;
 pub(super) mod oft;
 pub(super) mod osf;

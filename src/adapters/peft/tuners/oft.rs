@@ -10,7 +10,7 @@ use ndarray::Array2;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "OFT",
-    prefix: "oft_",
+    tensors: &["oft_R", "oft_embedding_R", "oft_r", "oft_s"],
     shared: &[],
     reads: &[
         "r",
@@ -29,12 +29,15 @@ pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
 fn load(module: &Module<'_>) -> Loaded {
     match module.maybe("oft_r") {
         Some(r) => load_old(module, r),
-        None => load_packed(module, module.take("oft_R.weight")?),
+        None => match module.maybe("oft_embedding_R.weight") {
+            Some(r) => load_packed(module, r, true),
+            None => load_packed(module, module.take("oft_R.weight")?, false),
+        },
     }
 }
 
-/// Files since 0.16: upper triangles.
-fn load_packed(module: &Module<'_>, r: &Tensor) -> Loaded {
+/// Files since 0.16: upper triangles. The rows of a table are turned the other way.
+fn load_packed(module: &Module<'_>, r: &Tensor, table: bool) -> Loaded {
     let ((m, n), config) = (module.shape()?, module.config());
     let rows = r.flat(None, None)?;
     let b = (1 + 8 * rows.ncols()).isqrt().div_ceil(2);
@@ -65,7 +68,8 @@ fn load_packed(module: &Module<'_>, r: &Tensor) -> Loaded {
         if let Some(limit) = limit.filter(|limit| norm > *limit) {
             q *= limit / norm;
         }
-        blocks.push(rotation.of(&q)?);
+        let block = rotation.of(&q)?;
+        blocks.push(if table { block.reversed_axes() } else { block });
     }
     Ok(Box::new(oft((m, n), &blocks)?))
 }

@@ -6,7 +6,7 @@ use crate::adapters::peft::module::Module;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "OSF",
-    prefix: "osf_",
+    tensors: &["osf_svd_params"],
     shared: &[],
     reads: &["effective_rank", "rank_pattern"],
     ignores: &["init_weights", "target_svd_config"],

@@ -1,5 +1,5 @@
 use super::Loaded;
-use crate::adapters::methods::{Activation, Peanut};
+use crate::adapters::methods::{Peanut, Pointwise};
 use crate::adapters::peft::Tuner;
 use crate::adapters::peft::module::Module;
 use crate::error::Result;
@@ -7,7 +7,7 @@ use ndarray::Array2;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "PEANUT",
-    prefix: "peanut_",
+    tensors: &["peanut_A", "peanut_B", "peanut_encoders", "peanut_decoders"],
     shared: &[],
     reads: &["r", "depth", "act_fn", "scaling"],
     ignores: &["init_weights"],
@@ -32,7 +32,7 @@ fn load(module: &Module<'_>) -> Loaded {
             module.bad(format!("field `depth` = {depth}, and the file has {} encoders", encoders.len()))
         );
     }
-    let activation: Activation = config.text("act_fn")?.unwrap_or("relu").parse()?;
+    let activation: Pointwise = config.text("act_fn")?.unwrap_or("relu").parse()?;
     let scale = config.number("scaling")?.unwrap_or(1.0);
     Ok(Box::new(Peanut::new((m, n), (a, b), (encoders, decoders), activation, scale)?))
 }

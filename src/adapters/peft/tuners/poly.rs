@@ -5,7 +5,7 @@ use ndarray::{Array2, Ix4};
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "POLY",
-    prefix: "poly_",
+    tensors: &["poly_lora_A", "poly_lora_B", "poly_router"],
     shared: &[],
     reads: &["r", "poly_type", "n_tasks", "n_skills", "n_splits"],
     ignores: &["init_weights"],

@@ -5,7 +5,7 @@ use crate::adapters::peft::module::Module;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "ROAD",
-    prefix: "road_",
+    tensors: &["road_theta", "road_alpha"],
     shared: &[],
     reads: &["variant", "group_size"],
     ignores: &["init_weights"],

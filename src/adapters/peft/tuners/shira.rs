@@ -5,7 +5,7 @@ use crate::adapters::peft::module::Module;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "SHIRA",
-    prefix: "shira_",
+    tensors: &["shira_weight", "shira_indices"],
     shared: &[],
     reads: &["r", "fan_in_fan_out"],
     ignores: &["mask_type", "random_seed", "init_weights"],

@@ -6,7 +6,7 @@ use crate::compose::Sum;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "SUPERTUNING",
-    prefix: "supertuning_",
+    tensors: &["supertuning_values", "supertuning_indices", "supertuning_lora_A", "supertuning_lora_B"],
     shared: &[],
     reads: &["r", "lora_alpha", "save_precomputed_indices"],
     ignores: &["sparsity", "lora_dropout", "select_top", "init_weights"],

@@ -6,7 +6,7 @@ use ndarray::{Array2, Axis};
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "TINYLORA",
-    prefix: "tinylora_",
+    tensors: &["tinylora_A", "tinylora_B", "tinylora_P"],
     shared: &["tinylora_v."],
     reads: &["r", "u", "save_projection", "fan_in_fan_out"],
     ignores: &["weight_tying", "tinylora_dropout", "projection_seed", "init_v_bound", "init_weights"],
@@ -18,11 +18,12 @@ fn load(module: &Module<'_>) -> Loaded {
     let (m, n) = module.shape()?;
     let mut groups = module.shared_names();
     let v = match (groups.next(), groups.next()) {
+        _ if module.maybe("tinylora_v").is_some() => module.take("tinylora_v")?.vector(None)?,
         (Some(name), None) => module.shared(name)?.vector(None)?,
         (None, _) => return Err(module.bad("shared tensor `tinylora_v.0` is missing")),
         _ => {
             return Err(module
-                .unsupported("several groups of `tinylora_v`: which module belongs to which is not saved"));
+                .unsupported("several groups of `tinylora_v`: which module belongs to which is not saved; supply each one its `tinylora_v`"));
         }
     };
     let saved = |name: &str| {

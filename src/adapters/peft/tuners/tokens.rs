@@ -7,7 +7,7 @@ use crate::adapters::peft::tensor::Tensor;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "TRAINABLE_TOKENS",
-    prefix: "trainable_tokens_",
+    tensors: &["trainable_tokens_delta"],
     shared: &[],
     reads: &["token_indices"],
     ignores: &["init_weights"],

@@ -6,7 +6,7 @@ use ndarray::Array2;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "UNILORA",
-    prefix: "unilora_",
+    tensors: &["unilora_indices_A", "unilora_indices_B", "unilora_scales_A", "unilora_scales_B"],
     shared: &["unilora_theta_d"],
     reads: &["r", "theta_d_length", "save_indices", "fan_in_fan_out"],
     ignores: &["proj_seed", "unilora_dropout", "init_theta_d_bound", "init_weights"],

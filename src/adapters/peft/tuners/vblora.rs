@@ -6,7 +6,14 @@ use ndarray::{Array2, Array3};
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "VBLORA",
-    prefix: "vblora_",
+    tensors: &[
+        "vblora_logits_A",
+        "vblora_logits_B",
+        "vblora_logits_A_topk_indices",
+        "vblora_logits_B_topk_indices",
+        "vblora_logits_A_topk_weights",
+        "vblora_logits_B_topk_weights",
+    ],
     shared: &["vblora_vector_bank"],
     reads: &["r", "topk", "num_vectors", "vector_length", "save_only_topk_weights", "fan_in_fan_out"],
     ignores: &["vblora_dropout", "init_vector_bank_bound", "init_logits_std"],

@@ -11,7 +11,7 @@ use ndarray::Array2;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "VERA",
-    prefix: "vera_",
+    tensors: &["vera_lambda_b", "vera_lambda_d"],
     shared: &["vera_A", "vera_B"],
     reads: &["r", "projection_prng_key", "save_projection", "fan_in_fan_out"],
     ignores: &["vera_dropout", "d_initial", "init_weights"],
@@ -21,7 +21,7 @@ pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
 /// VeRA with means and log-variances; in inference the means alone count.
 pub(in crate::adapters::peft) const PVERA: Tuner = Tuner {
     name: "PVERA",
-    prefix: "pvera_",
+    tensors: &["pvera_lambda_b", "pvera_lambda_d"],
     shared: &["pvera_A", "pvera_B"],
     reads: &["r", "save_projection", "fan_in_fan_out", "sample_at_inference"],
     ignores: &["pvera_dropout", "d_initial", "init_weights", "projection_prng_key", "generator_seed"],

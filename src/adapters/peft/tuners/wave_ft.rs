@@ -5,7 +5,7 @@ use crate::adapters::peft::module::Module;
 
 pub(in crate::adapters::peft) const TUNER: Tuner = Tuner {
     name: "WAVEFT",
-    prefix: "waveft_",
+    tensors: &["waveft_spectrum"],
     shared: &[],
     reads: &[
         "n_frequency",
