@@ -69,9 +69,9 @@ impl<T: Scalar> Columns<T> {
         self.lines.half * LINE
     }
 
-    /// Scratch entries of a transform: panels of those that go together, and a row.
+    /// Scratch entries of a transform: panels of those that go together.
     pub(super) fn scratch_len(len: usize) -> usize {
-        (TOGETHER + 1) * len
+        TOGETHER * len
     }
 
     /// Lines side by side in a chunk.
@@ -205,7 +205,6 @@ impl<T: Scalar> Kernel<T> for Inverse<'_, T> {
         let (half, len, chunk, together) =
             (plan.lines.half, plan.len(), count * PAIR, plan.check(simd, work));
         assert!(z.len() == (len / LINE + 1) * chunk && y.len() <= count * len);
-        let (work, copy) = work.split_at_mut(TOGETHER * len);
         let work = work.as_mut_ptr();
         for start in (0..count).step_by(together) {
             let blocks = together.min(count - start);
@@ -243,7 +242,7 @@ impl<T: Scalar> Kernel<T> for Inverse<'_, T> {
             for (b, odd) in odd.iter().enumerate().take(blocks) {
                 let from = ((start + b) * len).min(y.len());
                 // SAFETY: `work` has so many panels.
-                unsafe { plan.lines_inverse(simd, odd, work.add(b * len), &mut y[from..], update, copy) };
+                unsafe { plan.lines_inverse(simd, odd, work.add(b * len), &mut y[from..], update) };
             }
         }
     }
@@ -258,7 +257,6 @@ impl<T: Scalar> Kernel<T> for Convolve<'_, T> {
         assert!(
             plan.check(simd, work) == 1 && weights.len() == len + CHUNK && x.len() <= len && y.len() <= len
         );
-        let (work, copy) = work.split_at_mut(TOGETHER * len);
         let work = work.as_mut_ptr();
         // SAFETY: `work` and `weights` have so many lines.
         unsafe {
@@ -282,7 +280,7 @@ impl<T: Scalar> Kernel<T> for Convolve<'_, T> {
                 (product[k], product[k + 8]) = (z.re, z.im);
             }
             let [odd] = combine(simd, &plan.odd_back, &[product]);
-            plan.lines_inverse(simd, &odd, work, y, update, copy);
+            plan.lines_inverse(simd, &odd, work, y, update);
         }
     }
 }
@@ -346,7 +344,7 @@ impl<T: Scalar> Columns<T> {
     /// The inverse of step 1, of leading numbers.
     ///
     /// # Safety
-    /// `lines` points at a panel, and `copy` has as many numbers as a row.
+    /// `lines` points at a panel.
     #[inline(always)]
     unsafe fn lines_inverse<S: Simd<T>>(
         &self,
@@ -355,30 +353,43 @@ impl<T: Scalar> Columns<T> {
         lines: *mut T,
         y: &mut [T],
         update: Update,
-        copy: &mut [T],
     ) {
-        let whole = update == Update::Overwrite && y.len() >= self.len();
         for part in (0..COLUMNS).step_by(S::LANES) {
-            // SAFETY: the caller's; rows go to `y` where it has them all.
+            // SAFETY: the caller's; rows are written as far as `y` goes.
             unsafe {
                 let lines = lines.add(part);
                 simd.store(lines.add(COLUMNS), simd.load(odd.as_ptr().add(part)));
                 let turns = Some(self.turns.as_ptr().add(part));
-                let to = if whole { y.as_mut_ptr() } else { copy.as_mut_ptr() }.add(part);
-                self.lines.inverse(
-                    simd,
-                    lines,
-                    turns,
-                    #[inline(always)]
-                    |t, v| simd.store(to.add(t * COLUMNS), v),
-                );
+                let to = y.as_mut_ptr().wrapping_add(part);
+                if update == Update::Overwrite && y.len() >= self.len() {
+                    self.lines.inverse(
+                        simd,
+                        lines,
+                        turns,
+                        #[inline(always)]
+                        |t, v| simd.store(to.add(t * COLUMNS), v),
+                    );
+                } else {
+                    self.lines.inverse(
+                        simd,
+                        lines,
+                        turns,
+                        #[inline(always)]
+                        |t, v| {
+                            let to = to.wrapping_add(t * COLUMNS);
+                            match (y.len().saturating_sub(t * COLUMNS + part), update) {
+                                (0, _) => (),
+                                (left, Update::Overwrite) if left < S::LANES => simd.store_part(to, v, left),
+                                (_, Update::Overwrite) => simd.store(to, v),
+                                (left, _) if left < S::LANES => {
+                                    simd.store_part(to, simd.add(simd.load_part(to, left), v), left)
+                                }
+                                _ => simd.store(to, simd.add(simd.load(to), v)),
+                            }
+                        },
+                    );
+                }
             }
-        }
-        let end = y.len().min(self.len());
-        match update {
-            _ if whole => (),
-            Update::Overwrite => y[..end].copy_from_slice(&copy[..end]),
-            Update::Accumulate => y[..end].iter_mut().zip(&*copy).for_each(|(y, w)| *y += *w),
         }
     }
 
