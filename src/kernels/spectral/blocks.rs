@@ -299,7 +299,7 @@ unsafe fn get_bin<T: Scalar, S: Simd<T>>(
     // SAFETY: the caller's.
     unsafe {
         match lines.places[bin] {
-            (line, _) if line == 0 => (simd.load(work.add(if bin == 0 { 0 } else { COLUMNS })), simd.zero()),
+            (0, _) => (simd.load(work.add(if bin == 0 { 0 } else { COLUMNS })), simd.zero()),
             (line, conjugate) => {
                 let line = work.add(line as usize * LINE);
                 let (re, im) = (simd.load(line), simd.load(line.add(COLUMNS)));
@@ -324,7 +324,7 @@ unsafe fn put_bin<T: Scalar, S: Simd<T>>(
     // SAFETY: the caller's.
     unsafe {
         match lines.places[bin] {
-            (line, _) if line == 0 => simd.store(work.add(if bin == 0 { 0 } else { COLUMNS }), re),
+            (0, _) => simd.store(work.add(if bin == 0 { 0 } else { COLUMNS }), re),
             (line, conjugate) => {
                 let line = work.add(line as usize * LINE);
                 simd.store(line, re);

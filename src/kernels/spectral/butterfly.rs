@@ -219,7 +219,7 @@ pub(super) fn real_adjoint<T: Scalar, S: Simd<T>, const R: usize>(simd: S, v: &m
 /// and `n` are apart.
 #[inline(always)]
 pub(super) const fn real_frequency(n: usize, j: usize) -> usize {
-    if j == 1 { 3 * n / 4 } else { real_frequency(n / 2, j / 2) + if j % 2 == 0 { 0 } else { n / 2 } }
+    if j == 1 { 3 * n / 4 } else { real_frequency(n / 2, j / 2) + j % 2 * (n / 2) }
 }
 
 /// The bits of `k < n` in the opposite order; `n` is a power of two.

@@ -297,7 +297,11 @@ impl<T: Scalar> Columns<T> {
         let (half, len) = (self.lines.half, self.len());
         let together = (S::LANES / half).max(1);
         assert!(work.len() == Self::scratch_len(len) && self.lines.panel_len() <= TOGETHER * len);
-        assert!(together <= TOGETHER && together * half % S::LANES == 0 && COLUMNS % S::LANES == 0);
+        assert!(
+            together <= TOGETHER
+                && (together * half).is_multiple_of(S::LANES)
+                && COLUMNS.is_multiple_of(S::LANES)
+        );
         together
     }
 
@@ -446,7 +450,7 @@ impl<T: Scalar> Columns<T> {
 #[inline(always)]
 fn add_halves<T: Scalar, S: Simd<T>>(simd: S, odd: &[T]) -> [T; CHUNK] {
     let mut sums = [T::zero(); CHUNK];
-    assert!(odd.len() >= PAIR && (S::LANES == CHUNK || CHUNK / 2 % S::LANES == 0));
+    assert!(odd.len() >= PAIR && (S::LANES == CHUNK || (CHUNK / 2).is_multiple_of(S::LANES)));
     // SAFETY: a chunk has so many numbers.
     unsafe {
         if S::LANES == CHUNK {
@@ -471,7 +475,7 @@ fn combine<T: Scalar, S: Simd<T>, const N: usize>(
     by: &[[T; COLUMNS]; N],
 ) -> [[T; COLUMNS]; N] {
     let mut sums = [[T::zero(); COLUMNS]; N];
-    assert!(rows.len() == COLUMNS * COLUMNS && COLUMNS % S::LANES == 0);
+    assert!(rows.len() == COLUMNS * COLUMNS && COLUMNS.is_multiple_of(S::LANES));
     for part in (0..COLUMNS).step_by(S::LANES) {
         // Chains that do not wait for each other.
         let mut chains = [[simd.zero(); 4]; N];

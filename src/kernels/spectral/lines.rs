@@ -22,7 +22,7 @@ pub(super) const LINE: usize = 2 * COLUMNS;
 fn radix(size: usize) -> usize {
     match size {
         ..=16 => size,
-        ..=64 => 8,
+        17..=64 => 8,
         _ => 16,
     }
 }
