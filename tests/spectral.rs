@@ -381,6 +381,10 @@ fn sizes_on_both_sides_of_every_choice_of_transform_equal_the_dense_formula() {
         members.push((name, parameters.to_vec()));
     }
     members.push(("circulant_diagonal", vec![("terms", "3")]));
+    // So many that every kind of place of a spectrum is among them.
+    for transform in ["dft", "dct"] {
+        members.push(("fourier", vec![("coefficients", "600"), ("transform", transform)]));
+    }
     for shape in [(600, 530), (530, 600), (512, 512)] {
         for (name, parameters) in &members {
             let w = family(name).unwrap().random(shape, &request(parameters), Storage::F64, 1).unwrap();

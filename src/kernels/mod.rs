@@ -44,7 +44,7 @@ pub(crate) use packing::{Lanes, Packing, SLACK};
 #[doc(hidden)]
 pub use sparse::{Pattern, SparseProduct, WindowProduct, Windows};
 pub(crate) use sparse::{multiply_sparse, multiply_windows, sparse_cost, sparse_scratch_len};
-pub(crate) use spectral::{BlockTransform, Convolution, Layout, Transform, plane};
+pub(crate) use spectral::{BlockTransform, Convolution, Layout, Transform, spectrum_len};
 #[doc(hidden)]
 pub use spectral::{GridProduct, SpectrumGrid, TransformPass};
 pub(crate) use team::{join, width as team_width};

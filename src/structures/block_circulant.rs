@@ -108,7 +108,6 @@ impl BlockCirculant {
                 return Spectrum { convolution: Some(convolution), ..Default::default() };
             }
             let transform = BlockTransform::<T>::new(p);
-            let scale = 1.0 / transform.gain() as f64;
             let mut bins = Array3::<Complex<f64>>::zeros((a, b, transform.bins()));
             let mut row = vec![0.0; p];
             for i in 0..a {
@@ -117,7 +116,8 @@ impl BlockCirculant {
                     bins.slice_mut(s![i, j, ..])
                         .iter_mut()
                         .zip(spectrum_of(&row))
-                        .for_each(|(to, z)| *to = z * scale);
+                        .enumerate()
+                        .for_each(|(bin, (to, z))| *to = z / transform.gain(bin));
                 }
             }
             let factor = Factor::from_fn(storage, (transform.bins(), 2 * a, b), |f, i, j| {
@@ -145,17 +145,15 @@ impl<T: Scalar> Multiply<T> for BlockCirculant {
         }
         let Spectrum { blocks, factor, convolution, .. } = self.spectrum::<T>();
         if let Some(convolution) = convolution {
-            let p = self.block();
+            let operands = Operands { op, x, y, update, work };
             return convolve(
                 convolution,
                 &self.cache,
                 self.flops(1),
-                Operands { op, x, y, update, work },
-                &|j, x, _| &x[j * p..x.len().min((j + 1) * p)],
-                &|i, y, _, inverse| {
-                    let end = y.len().min((i + 1) * p);
-                    inverse(&mut y[i * p..end], update);
-                },
+                0,
+                operands,
+                &|x, _| x,
+                &|y, _, inverse| inverse(y, update),
             );
         }
         let Some(factor) = factor else { return };
@@ -244,7 +242,7 @@ impl StructuredMatrix for BlockCirculant {
         }
         let (a, b, p) = self.c.shape();
         if self.is_wide() {
-            return convolve_scratch_len(batch, p, (a, b), &self.cache);
+            return convolve_scratch_len(batch, p, (a, b), 0, &self.cache);
         }
         let panels =
             |width: usize| Workspace::<f32>::matrix_len(2 * batch, (p / 2 + 1).saturating_mul(width));

@@ -76,7 +76,7 @@ impl<T: Scalar> Multiply<T> for Circulant {
     fn multiply(&self, operands: Operands<'_, T>) {
         let Some(convolution) = &self.spectrum::<T>().convolution else { return };
         let update = operands.update;
-        convolve(convolution, &self.cache, self.flops(1), operands, &|_, x, _| x, &|_, y, _, inverse| {
+        convolve(convolution, &self.cache, self.flops(1), 0, operands, &|x, _| x, &|y, _, inverse| {
             inverse(y, update)
         });
     }
@@ -101,7 +101,7 @@ impl StructuredMatrix for Circulant {
         batch as u64 * convolve_flops(self.len())
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        convolve_scratch_len(batch, self.len(), (1, 1), &self.cache)
+        convolve_scratch_len(batch, self.len(), (1, 1), 0, &self.cache)
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let (c, len) = (self.c.matrix(0), self.len());

@@ -117,25 +117,30 @@ impl<T: Scalar> Multiply<T> for CirculantDiagonal {
             convolution,
             &self.cache,
             self.own_flops(),
+            self.terms() * n,
             operands,
-            &|k, x, row| {
+            &|x, rows| {
                 if op == Op::Forward {
                     return x;
                 }
-                row.fill(T::default());
-                for (from, x) in (0..m).step_by(n).zip(x.chunks(n)) {
-                    self.d.scale_row(0, k, from, x, &mut row[..x.len()], Update::Accumulate, policy);
+                rows.fill(T::default());
+                for (k, row) in rows.chunks_exact_mut(n).enumerate() {
+                    for (from, x) in (0..m).step_by(n).zip(x.chunks(n)) {
+                        self.d.scale_row(0, k, from, x, &mut row[..x.len()], Update::Accumulate, policy);
+                    }
                 }
-                row
+                rows
             },
-            &|k, y, row, inverse| {
+            &|y, rows, inverse| {
                 if op == Op::Transpose {
                     return inverse(y, update);
                 }
-                inverse(row, Update::Overwrite);
-                let update = if k == 0 { update } else { Update::Accumulate };
-                for (from, y) in (0..m).step_by(n).zip(y.chunks_mut(n)) {
-                    self.d.scale_row(0, k, from, &row[..y.len()], y, update, policy);
+                inverse(rows, Update::Overwrite);
+                for (k, row) in rows.chunks_exact(n).enumerate() {
+                    let update = if k == 0 { update } else { Update::Accumulate };
+                    for (from, y) in (0..m).step_by(n).zip(y.chunks_mut(n)) {
+                        self.d.scale_row(0, k, from, &row[..y.len()], y, update, policy);
+                    }
                 }
             },
         );
@@ -166,7 +171,7 @@ impl StructuredMatrix for CirculantDiagonal {
     }
     fn scratch_len(&self, batch: usize) -> usize {
         let batch = if Expanded::pays(self.own_flops(), self.numbers(), self.shape()) { 0 } else { batch };
-        convolve_scratch_len(batch, self.len(), (self.terms(), 1), &self.cache)
+        convolve_scratch_len(batch, self.len(), (self.terms(), 1), self.terms() * self.len(), &self.cache)
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let (d, c, n) = (self.d.matrix(0), self.c.matrix(0), self.len());

@@ -6,8 +6,8 @@ use crate::error::{Error, Result};
 use crate::exec::{SCRATCH_ALIGN, Workspace};
 use crate::gradient::Differentiate;
 use crate::kernels::{
-    Cosine, Pattern, RealFft, SparseProduct, SparseSpectrum, Spectrum, SpectrumCache, Transform, fft2, plane,
-    sparse_scratch_len,
+    Cosine, Pattern, RealFft, SparseProduct, SparseSpectrum, Spectrum, SpectrumCache, Transform, fft2,
+    sparse_scratch_len, spectrum_len,
 };
 use crate::linalg::Threads;
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
@@ -150,8 +150,8 @@ impl Fourier {
                     }
                 }
             };
-            // Transforms double; see `Multiply` for place 0.
-            let scale = 0.5 * ((m * n) as f64).powf(-0.5);
+            // What transforms back counts each place once: not its mirror image.
+            let scale = 2.0 * ((m * n) as f64).powf(-0.5);
             for (k, &index) in self.indices.iter().enumerate() {
                 let (a, b) = (index as usize / n, index as usize % n);
                 if self.transform == FourierTransform::Dct {
@@ -169,7 +169,7 @@ impl Fourier {
                     }
                 }
             }
-            let (pattern, values) = compressed(2 * plane(m), 2 * plane(n), entries);
+            let (pattern, values) = compressed(spectrum_len(m), spectrum_len(n), entries);
             let storage = if size_of::<T>() == 4 { Storage::F32 } else { Storage::F64 };
             let values = Factor::from_fn(storage, (1, 1, values.len()), |_, _, k| values[k]);
             let sides = sides.map(|side| {
@@ -183,29 +183,23 @@ impl Fourier {
         })
     }
 
-    /// Each coefficient of a transform, as a combination of the real numbers of a spectrum's planes.
+    /// Each coefficient of a transform, as a combination of the real numbers of a spectrum, of one place for each frequency.
     fn places<T: Scalar>(&self, transform: &Transform<T>) -> Vec<Combination> {
         let len = transform.len();
         let (one, i) = (Complex::new(1.0, 0.0), Complex::new(0.0, 1.0));
         let mut all = vec![Combination::new(); len];
-        for place in 0..len.div_ceil(2) {
-            let (re, im) = (place, plane(len) + place);
-            let (bin, conjugate) = transform.frequency(place);
-            let sign = if conjugate { -1.0 } else { 1.0 };
+        for (place, (bin, _)) in transform.frequencies().enumerate() {
+            let (re, im) = Transform::<T>::at(place);
             match self.transform {
-                _ if place == 0 => {
-                    all[0] = vec![(re, one)];
-                    if len.is_multiple_of(2) {
-                        all[len / 2] = vec![(im, one)];
-                    }
-                }
+                _ if !all[bin].is_empty() => (),
+                _ if bin == 0 || 2 * bin == len => all[bin] = vec![(re, one)],
                 FourierTransform::Dft => {
-                    all[bin] = vec![(re, one), (im, i * sign)];
-                    all[len - bin] = vec![(re, one), (im, i * -sign)];
+                    all[bin] = vec![(re, one), (im, i)];
+                    all[len - bin] = vec![(re, one), (im, -i)];
                 }
                 FourierTransform::Dct => {
                     all[bin] = vec![(re, one)];
-                    all[len - bin] = vec![(im, one * -sign)];
+                    all[len - bin] = vec![(im, -one)];
                 }
             }
         }
@@ -231,7 +225,7 @@ impl Fourier {
     fn task_len(&self) -> usize {
         let (m, n) = self.shape;
         let row = m.max(n).next_multiple_of(SCRATCH_ALIGN);
-        row + 2 * plane(m.max(n)) + self.cache.transform_scratch_len(&[m, n])
+        row + 2 * spectrum_len(m).max(spectrum_len(n)) + self.cache.transform_scratch_len(&[m, n])
     }
 }
 
@@ -304,18 +298,19 @@ impl<T: Scalar> Multiply<T> for Fourier {
         let ((to, to_turns), (from, from_turns)) = op.order(&sides[0], &sides[1]);
         let (batch, policy, (outputs, inputs)) = (x.rows(), work.policy, op.order(m, n));
         let level = policy.level;
-        let (mut before, work) = work.matrix(batch, 2 * plane(inputs));
-        let (mut after, work) = work.matrix(batch, 2 * plane(outputs));
-        let (scratch, mut work) = work.slice(sparse_scratch_len(batch, 2 * plane(m), 2 * plane(n)));
+        let (mut before, work) = work.matrix(batch, spectrum_len(inputs));
+        let (mut after, work) = work.matrix(batch, spectrum_len(outputs));
+        let (scratch, mut work) = work.slice(sparse_scratch_len(batch, spectrum_len(m), spectrum_len(n)));
         let (task, row) = (self.task_len(), m.max(n).next_multiple_of(SCRATCH_ALIGN));
         for_rows(x, before.reborrow(), work.reborrow(), task, transform_flops(inputs), &|x, z, scratch| {
             let (row, scratch) = scratch.split_at_mut(row);
-            let Some(turns) = from_turns else { return from.forward(level, x, z, scratch) };
+            let Some(turns) = from_turns else { return from.forward(level, x, 1, z, scratch) };
             let row = &mut row[..inputs];
             fold(x, row);
             let (spectrum, scratch) = scratch.split_at_mut(z.len());
-            from.forward(level, row, spectrum, scratch);
+            from.forward(level, row, 1, spectrum, scratch);
             turns.multiply(level, Op::Forward, 1, spectrum, z);
+            from.gather_odd(z);
         });
         let (x, y_planes) = (before.as_rows(), after.reborrow());
         values.multiply_sparse(SparseProduct {
@@ -327,22 +322,17 @@ impl<T: Scalar> Multiply<T> for Fourier {
             scratch,
             policy,
         });
-        // What transforms back is, but for place 0, what transforms forward, transposed.
+        // What transforms back is what transforms forward, transposed.
         for_rows(after.as_rows(), y, work, task, transform_flops(outputs), &|z, y, scratch| {
+            let Some(turns) = to_turns else { return to.inverse(level, z, 1, y, update, scratch) };
             let (row, scratch) = scratch.split_at_mut(row);
             let (spectrum, scratch) = scratch.split_at_mut(z.len());
-            match to_turns {
-                Some(turns) => turns.multiply(level, Op::Transpose, 1, z, spectrum),
-                None => spectrum.copy_from_slice(z),
-            }
-            for part in [0, plane(outputs)] {
-                spectrum[part] += spectrum[part];
-            }
-            if to_turns.is_none() {
-                return to.inverse(level, spectrum, y, update, scratch);
-            }
+            let (turned, scratch) = scratch.split_at_mut(z.len());
+            spectrum.copy_from_slice(z);
+            to.spread_odd(spectrum);
+            turns.multiply(level, Op::Transpose, 1, spectrum, turned);
             let row = &mut row[..outputs];
-            to.inverse(level, spectrum, row, Update::Overwrite, scratch);
+            to.inverse(level, turned, 1, row, Update::Overwrite, scratch);
             unfold(row, y, update);
         });
     }
@@ -375,7 +365,7 @@ impl StructuredMatrix for Fourier {
     fn scratch_len(&self, batch: usize) -> usize {
         let batch =
             if Expanded::pays(GATHERED * self.own_flops(), self.numbers(), self.shape) { 0 } else { batch };
-        let (m, n) = (2 * plane(self.shape.0), 2 * plane(self.shape.1));
+        let (m, n) = (spectrum_len(self.shape.0), spectrum_len(self.shape.1));
         let panels =
             Workspace::<f32>::matrix_len(batch, m).saturating_add(Workspace::<f32>::matrix_len(batch, n));
         panels

@@ -1,7 +1,7 @@
 //! What the structures that multiply by Fourier transforms share: rows over threads, convolutions.
 
 use crate::exec::{SCRATCH_ALIGN, Workspace};
-use crate::kernels::{Convolution, RealFft, Rows, RowsMut, SpectrumCache, plane};
+use crate::kernels::{Convolution, RealFft, Rows, RowsMut, SpectrumCache, spectrum_len};
 use crate::linalg;
 use crate::matrix::{Operands, Update};
 use crate::scalar::Scalar;
@@ -86,33 +86,42 @@ fn group((a, b): (usize, usize)) -> usize {
     if a * b < 2 * (a + b) { 1 } else { 8 }
 }
 
-/// Scratch of [`convolve`].
+/// Scratch of [`convolve`], with rows of `row` numbers.
 pub(crate) fn convolve_scratch_len(
     batch: usize,
     len: usize,
     shape: (usize, usize),
+    row: usize,
     cache: &SpectrumCache,
 ) -> usize {
-    scratch_len(batch, convolve_task_len(batch, len, shape, cache))
+    scratch_len(batch, convolve_task_len(batch, len, shape, row, cache))
 }
 
 /// Spectra of a group of rows, a row, and what transforms need.
-fn convolve_task_len(batch: usize, len: usize, shape: (usize, usize), cache: &SpectrumCache) -> usize {
-    let spectra = group(shape).min(batch).saturating_mul((shape.0 + shape.1).saturating_mul(2 * plane(len)));
+fn convolve_task_len(
+    batch: usize,
+    len: usize,
+    shape: (usize, usize),
+    row: usize,
+    cache: &SpectrumCache,
+) -> usize {
+    let spectra =
+        group(shape).min(batch).saturating_mul((shape.0 + shape.1).saturating_mul(spectrum_len(len)));
     spectra
-        .saturating_add(len.next_multiple_of(SCRATCH_ALIGN))
+        .saturating_add(task_len(row).saturating_mul(2))
         .saturating_add(cache.transform_scratch_len(&[len]))
 }
 
-/// A product of a grid of convolutions. `read` names the numbers of input `j` of a row, which it may put into a row of scratch; `write`
-/// has output `i` computed, by its last argument, which takes what a leading part of it is to do to what.
+/// A product of a grid of convolutions. `read` names the inputs of a row, one after the other, which it may put into a row of scratch of `row`
+/// numbers; `write` has the outputs computed, by its last argument, which takes what a leading part of them is to do to what.
 pub(crate) fn convolve<T: Scalar>(
     convolution: &Convolution<T>,
     cache: &SpectrumCache,
     flops: u64,
+    row: usize,
     Operands { op, x, mut y, update, work }: Operands<'_, T>,
-    read: &(impl for<'a> Fn(usize, &'a [T], &'a mut [T]) -> &'a [T] + Sync),
-    write: &(impl Fn(usize, &mut [T], &mut [T], &mut dyn FnMut(&mut [T], Update)) + Sync),
+    read: &(impl for<'a> Fn(&'a [T], &'a mut [T]) -> &'a [T] + Sync),
+    write: &(impl Fn(&mut [T], &mut [T], &mut dyn FnMut(&mut [T], Update)) + Sync),
 ) {
     if x.cols() == 0 || y.cols() == 0 {
         if update == Update::Overwrite {
@@ -123,24 +132,33 @@ pub(crate) fn convolve<T: Scalar>(
     let Convolution { transform, grid } = convolution;
     let (shape, len, level) = (grid.shape(), transform.len(), work.policy.level);
     let (outputs, inputs) = op.order(shape.0, shape.1);
-    let (block, group) = (2 * plane(len), group(shape).min(x.rows()).max(1));
-    let per_task = convolve_task_len(x.rows(), len, shape, cache);
+    let (block, group) = (spectrum_len(len), group(shape).min(x.rows()).max(1));
+    let (x_len, y_len) = (inputs * block, outputs * block);
+    let per_task = convolve_task_len(x.rows(), len, shape, row, cache);
     for_parts(x, y, work, per_task, flops, &|x, mut y, scratch| {
-        let (before, scratch) = scratch.split_at_mut(group * inputs * block);
-        let (after, scratch) = scratch.split_at_mut(group * outputs * block);
-        let (row, scratch) = scratch.split_at_mut(len.next_multiple_of(SCRATCH_ALIGN));
-        let row = &mut row[..len];
+        let (before, scratch) = scratch.split_at_mut(group * x_len);
+        let (after, scratch) = scratch.split_at_mut(group * y_len);
+        let (space, scratch) = scratch.split_at_mut(2 * task_len(row));
+        let (in_row, out_row) = space.split_at_mut(task_len(row));
+        let (in_row, out_row) = (&mut in_row[..row], &mut out_row[..row]);
         for start in (0..y.rows()).step_by(group) {
             let rows = group.min(y.rows() - start);
-            let (before, after) =
-                (&mut before[..rows * inputs * block], &mut after[..rows * outputs * block]);
-            for (k, z) in before.chunks_exact_mut(block).enumerate() {
-                transform.forward(level, read(k % inputs, x.row(start + k / inputs), row), z, scratch);
+            let (before, after) = (&mut before[..rows * x_len], &mut after[..rows * y_len]);
+            if convolution.is_alone() {
+                let x = read(x.row(start), in_row);
+                write(y.row(start), out_row, &mut |y, update| {
+                    convolution.convolve(level, op, x, y, update, scratch)
+                });
+                continue;
+            }
+            for (k, z) in before.chunks_exact_mut(x_len).enumerate() {
+                transform.forward(level, read(x.row(start + k), in_row), inputs, z, scratch);
             }
             grid.multiply(level, op, rows, before, after);
-            for (k, z) in after.chunks_exact_mut(block).enumerate() {
-                let mut inverse = |y: &mut [T], update| transform.inverse(level, z, y, update, scratch);
-                write(k % outputs, y.row(start + k / outputs), row, &mut inverse);
+            for (k, z) in after.chunks_exact(y_len).enumerate() {
+                let mut inverse =
+                    |y: &mut [T], update| transform.inverse(level, z, outputs, y, update, scratch);
+                write(y.row(start + k), out_row, &mut inverse);
             }
         }
     });

@@ -100,6 +100,11 @@ impl Toeplitz {
         self.t.cols().next_power_of_two()
     }
 
+    /// A row in reverse.
+    fn row_len(&self) -> usize {
+        if self.form == ToeplitzForm::Hankel { self.transform_len() } else { 0 }
+    }
+
     fn spectrum<T: Scalar>(&self) -> &Spectrum<T> {
         self.cache.get(|| {
             let len = self.transform_len();
@@ -130,12 +135,13 @@ impl<T: Scalar> Multiply<T> for Toeplitz {
             convolution,
             &self.cache,
             self.flops(1),
+            self.row_len(),
             Operands { op, ..operands },
-            &|_, x, row| match form {
+            &|x, row| match form {
                 ToeplitzForm::Toeplitz => x,
                 ToeplitzForm::Hankel => reverse(x, row),
             },
-            &|_, y, _, inverse| inverse(y, update),
+            &|y, _, inverse| inverse(y, update),
         );
     }
 }
@@ -175,7 +181,7 @@ impl StructuredMatrix for Toeplitz {
         batch as u64 * convolve_flops(self.transform_len())
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        convolve_scratch_len(batch, self.transform_len(), (1, 1), &self.cache)
+        convolve_scratch_len(batch, self.transform_len(), (1, 1), self.row_len(), &self.cache)
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let t = self.t.matrix(0);

@@ -113,6 +113,32 @@ impl Simd<f32> for Avx2 {
         }
     }
     #[inline(always)]
+    fn halves(self, a: __m256, b: __m256) -> (__m256, __m256) {
+        unsafe { (_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b)) }
+    }
+    /// Pairs, then fours of numbers trade places within the halves of vectors, then halves.
+    #[inline(always)]
+    fn transpose(self, rows: [__m256; 16]) -> [__m256; 16] {
+        unsafe {
+            let (mut two, mut four, mut out) = (rows, rows, rows);
+            for i in (0..8).step_by(2) {
+                two[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+                two[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+            }
+            for i in (0..8).step_by(4) {
+                for k in 0..2 {
+                    let (a, b) = (_mm256_castps_pd(two[i + k]), _mm256_castps_pd(two[i + k + 2]));
+                    four[i + 2 * k] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+                    four[i + 2 * k + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+                }
+            }
+            for c in 0..4 {
+                (out[c], out[c + 4]) = Simd::<f32>::halves(self, four[c], four[c + 4]);
+            }
+            out
+        }
+    }
+    #[inline(always)]
     unsafe fn index(self, ptr: *const i32) -> __m256i {
         unsafe { _mm256_loadu_si256(ptr.cast()) }
     }
@@ -234,6 +260,25 @@ impl Simd<f64> for Avx2 {
         unsafe {
             let (low, high) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
             (_mm256_permute2f128_pd::<0x20>(low, high), _mm256_permute2f128_pd::<0x31>(low, high))
+        }
+    }
+    #[inline(always)]
+    fn halves(self, a: __m256d, b: __m256d) -> (__m256d, __m256d) {
+        unsafe { (_mm256_permute2f128_pd::<0x20>(a, b), _mm256_permute2f128_pd::<0x31>(a, b)) }
+    }
+    /// Pairs of numbers trade places within the halves of vectors, then halves.
+    #[inline(always)]
+    fn transpose(self, rows: [__m256d; 16]) -> [__m256d; 16] {
+        unsafe {
+            let (mut two, mut out) = (rows, rows);
+            for i in [0, 2] {
+                two[i] = _mm256_unpacklo_pd(rows[i], rows[i + 1]);
+                two[i + 1] = _mm256_unpackhi_pd(rows[i], rows[i + 1]);
+            }
+            for c in 0..2 {
+                (out[c], out[c + 2]) = Simd::<f64>::halves(self, two[c], two[c + 2]);
+            }
+            out
         }
     }
     #[inline(always)]

@@ -69,6 +69,39 @@ impl Simd<f32> for Avx512 {
         }
     }
     #[inline(always)]
+    fn halves(self, a: __m512, b: __m512) -> (__m512, __m512) {
+        unsafe { (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b)) }
+    }
+    /// Pairs, then fours of numbers trade places within the quarters of vectors, then quarters.
+    #[inline(always)]
+    fn transpose(self, rows: [__m512; 16]) -> [__m512; 16] {
+        unsafe {
+            let (mut two, mut four, mut out) = (rows, rows, rows);
+            for i in (0..16).step_by(2) {
+                two[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+                two[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+            }
+            for i in (0..16).step_by(4) {
+                for k in 0..2 {
+                    let (a, b) = (_mm512_castps_pd(two[i + k]), _mm512_castps_pd(two[i + k + 2]));
+                    four[i + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                    four[i + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+                }
+            }
+            for c in 0..4 {
+                let (a, b) = (four[c], four[c + 4]);
+                let low = [_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b)];
+                let (a, b) = (four[c + 8], four[c + 12]);
+                let high = [_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b)];
+                for k in 0..2 {
+                    out[4 * k + c] = _mm512_shuffle_f32x4::<0x88>(low[k], high[k]);
+                    out[4 * k + c + 8] = _mm512_shuffle_f32x4::<0xdd>(low[k], high[k]);
+                }
+            }
+            out
+        }
+    }
+    #[inline(always)]
     unsafe fn index(self, ptr: *const i32) -> __m512i {
         unsafe { _mm512_loadu_si512(ptr.cast()) }
     }
@@ -220,6 +253,32 @@ impl Simd<f64> for Avx512 {
             let (low, high) =
                 (_mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15));
             (_mm512_permutex2var_pd(a, low, b), _mm512_permutex2var_pd(a, high, b))
+        }
+    }
+    #[inline(always)]
+    fn halves(self, a: __m512d, b: __m512d) -> (__m512d, __m512d) {
+        unsafe { (_mm512_shuffle_f64x2::<0x44>(a, b), _mm512_shuffle_f64x2::<0xee>(a, b)) }
+    }
+    /// Pairs of numbers trade places within the quarters of vectors, then quarters.
+    #[inline(always)]
+    fn transpose(self, rows: [__m512d; 16]) -> [__m512d; 16] {
+        unsafe {
+            let (mut two, mut out) = (rows, rows);
+            for i in (0..8).step_by(2) {
+                two[i] = _mm512_unpacklo_pd(rows[i], rows[i + 1]);
+                two[i + 1] = _mm512_unpackhi_pd(rows[i], rows[i + 1]);
+            }
+            for c in 0..2 {
+                let (a, b) = (two[c], two[c + 2]);
+                let low = [_mm512_shuffle_f64x2::<0x88>(a, b), _mm512_shuffle_f64x2::<0xdd>(a, b)];
+                let (a, b) = (two[c + 4], two[c + 6]);
+                let high = [_mm512_shuffle_f64x2::<0x88>(a, b), _mm512_shuffle_f64x2::<0xdd>(a, b)];
+                for k in 0..2 {
+                    out[2 * k + c] = _mm512_shuffle_f64x2::<0x88>(low[k], high[k]);
+                    out[2 * k + c + 4] = _mm512_shuffle_f64x2::<0xdd>(low[k], high[k]);
+                }
+            }
+            out
         }
     }
     #[inline(always)]

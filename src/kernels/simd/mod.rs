@@ -53,6 +53,22 @@ pub trait Simd<T>: Copy + Send + Sync {
     fn sum(self, a: Self::V) -> T;
     /// The lanes of `a` and `b` in turns: the first half of `a0 b0 a1 b1 ..`, and the second.
     fn zip(self, a: Self::V, b: Self::V) -> (Self::V, Self::V);
+    /// The first halves of `a` and `b`, and the second ones.
+    fn halves(self, a: Self::V, b: Self::V) -> (Self::V, Self::V);
+    /// Transposes the first `LANES` vectors as a square matrix.
+    #[inline(always)]
+    fn transpose(self, rows: [Self::V; 16]) -> [Self::V; 16] {
+        let mut rows = rows;
+        let half = Self::LANES / 2;
+        for _ in 0..Self::LANES.ilog2() {
+            let mut next = rows;
+            for i in 0..half {
+                (next[2 * i], next[2 * i + 1]) = self.zip(rows[i], rows[i + half]);
+            }
+            rows = next;
+        }
+        rows
+    }
     /// Reads `LANES` lanes; they count modulo `LANES`.
     ///
     /// # Safety
@@ -179,22 +195,13 @@ impl<'a, T, V: Copy, const N: usize> Table<'a, T, V, N> {
     }
 }
 
-/// Transposes the first `LANES` vectors as a square matrix: rounds of the perfect shuffle rotate the bits of the index.
+/// Transposes the first `LANES` vectors as a square matrix.
 #[inline(always)]
 pub(super) fn transpose<T, S: Simd<T>>(simd: S, rows: [S::V; 16]) -> [S::V; 16] {
-    let mut rows = rows;
-    let half = S::LANES / 2;
-    for _ in 0..S::LANES.ilog2() {
-        let mut next = rows;
-        for i in 0..half {
-            (next[2 * i], next[2 * i + 1]) = simd.zip(rows[i], rows[i + half]);
-        }
-        rows = next;
-    }
-    rows
+    simd.transpose(rows)
 }
 
-/// The same shuffles of `N` vectors, `rounds` times: a matrix of `2^rounds` rows that fills them is transposed.
+/// Rounds of the perfect shuffle of `N` vectors, which rotate the bits of the index: a matrix of `2^rounds` rows that fills them is transposed.
 #[inline(always)]
 pub(super) fn shuffle<T, S: Simd<T>, const N: usize>(simd: S, vectors: [S::V; N], rounds: u32) -> [S::V; N] {
     let mut vectors = vectors;

@@ -55,6 +55,14 @@ macro_rules! portable {
                 (std::array::from_fn(pick), std::array::from_fn(|i| pick(N + i)))
             }
             #[inline(always)]
+            fn halves(self, a: Self::V, b: Self::V) -> (Self::V, Self::V) {
+                let half = N / 2;
+                let pick = |i: usize| {
+                    if i % N < half { a[i / N * half + i % N] } else { b[i / N * half + i % half] }
+                };
+                (std::array::from_fn(pick), std::array::from_fn(|i| pick(N + i)))
+            }
+            #[inline(always)]
             unsafe fn index(self, ptr: *const i32) -> Self::Index {
                 // SAFETY: the caller vouches for N reads.
                 unsafe { ptr.cast::<Self::Index>().read_unaligned() }

@@ -1,6 +1,5 @@
 //! Transforms of the blocks of a row, blocks in the lanes: for blocks too short to fill vectors one by one.
 
-use super::butterfly::reversed;
 use super::lines::{COLUMNS, LINE, Lines, square, unsquare};
 use super::{Pass, TransformPass};
 use crate::kernels::fft::RealFft;
@@ -45,7 +44,7 @@ enum Kind<T> {
 impl<T: Scalar> BlockTransform<T> {
     pub(crate) fn new(len: usize) -> Self {
         let kind = match len.is_power_of_two() && len >= 8 {
-            true => Kind::Lines(Lines::new(len / 2)),
+            true => Kind::Lines(Lines::new(len)),
             false => Kind::Library(RealFft::new(len)),
         };
         Self { len, kind }
@@ -56,18 +55,19 @@ impl<T: Scalar> BlockTransform<T> {
         self.len / 2 + 1
     }
 
-    /// What a round trip multiplies by.
-    pub(crate) fn gain(&self) -> usize {
+    /// What a round trip multiplies a bin by.
+    pub(crate) fn gain(&self, bin: usize) -> f64 {
+        let alone = bin == 0 || 2 * bin == self.len;
         match &self.kind {
-            Kind::Lines(_) => 2 * self.len,
-            Kind::Library(_) => self.len,
+            Kind::Lines(_) if !alone => 0.5 * self.len as f64,
+            _ => self.len as f64,
         }
     }
 
     /// Scratch entries that either direction needs.
     pub(crate) fn scratch_len(&self) -> usize {
         match &self.kind {
-            Kind::Lines(_) => 2 * COLUMNS * self.len,
+            Kind::Lines(lines) => 2 * COLUMNS * self.len + lines.panel_len(),
             Kind::Library(plan) => 2 * (plan.bins() + plan.scratch_len()),
         }
     }
@@ -83,7 +83,7 @@ impl<T: Scalar> BlockTransform<T> {
     ) {
         match &self.kind {
             Kind::Lines(lines) => {
-                let scratch = &mut scratch[..2 * COLUMNS * self.len];
+                let scratch = &mut scratch[..self.scratch_len()];
                 T::transform(
                     fitting(lines, level),
                     TransformPass(Pass::Blocks(Forward { lines, x, layout, spectra, scratch })),
@@ -120,7 +120,7 @@ impl<T: Scalar> BlockTransform<T> {
     ) {
         match &self.kind {
             Kind::Lines(lines) => {
-                let scratch = &mut scratch[..2 * COLUMNS * self.len];
+                let scratch = &mut scratch[..self.scratch_len()];
                 let inverse = Inverse { lines, layout, spectra, y, update, scratch };
                 T::transform(fitting(lines, level), TransformPass(Pass::BlocksBack(inverse)))
             }
@@ -177,8 +177,9 @@ impl<T: Scalar> Kernel<T> for Forward<'_, T> {
         let blocks = x.len().div_ceil(len);
         let (width, second) = (layout.width(blocks), spectra.len() / 2);
         assert!(len.is_multiple_of(S::LANES) && second >= (half + 1) * width);
-        let (work, copy) = scratch.split_at_mut(COLUMNS * len);
-        assert!(copy.len() == work.len());
+        let (rows, scratch) = scratch.split_at_mut(COLUMNS * len);
+        let (copy, work) = scratch.split_at_mut(COLUMNS * len);
+        assert!(work.len() == lines.panel_len());
         for (start, x) in x.chunks(COLUMNS * len).enumerate().map(|(g, x)| (g * COLUMNS, x)) {
             let x = match x.len() == COLUMNS * len {
                 true => x,
@@ -188,33 +189,32 @@ impl<T: Scalar> Kernel<T> for Forward<'_, T> {
                     &*copy
                 }
             };
-            let work = work.as_mut_ptr();
+            let (work, rows) = (work.as_mut_ptr(), rows.as_mut_ptr());
             for part in (0..COLUMNS).step_by(S::LANES) {
                 let left = (blocks - start).saturating_sub(part);
                 if left == 0 {
                     break;
                 }
-                // SAFETY: `x` has COLUMNS blocks, `work` as many numbers, `spectra` the bins of `left` blocks from `to` on; `part` is
-                // the first column of a vector.
+                // SAFETY: `x` has COLUMNS blocks, `rows` as many numbers and `work` those of the lines, `spectra` the bins of `left` blocks
+                // from `to` on; `part` is the first column of a vector.
                 unsafe {
                     for t in (0..len).step_by(S::LANES) {
                         let columns = square(simd, x.as_ptr().add(part * len + t), len);
                         for (c, column) in columns.iter().enumerate().take(S::LANES) {
-                            simd.store(work.add((t + c) * COLUMNS + part), *column);
+                            simd.store(rows.add((t + c) * COLUMNS + part), *column);
                         }
                     }
-                    let work = work.add(part);
-                    lines.forward(simd, work, work);
-                    lines.untangle(simd, work, None);
+                    let (work, rows) = (work.add(part), rows.add(part));
+                    lines.forward(
+                        simd,
+                        #[inline(always)]
+                        |t| simd.load(rows.add(t * COLUMNS)),
+                        work,
+                        None,
+                    );
                     let to = spectra.as_mut_ptr().add(start + part);
                     for bin in 0..=half {
-                        // Line 0 holds the real first and last bins.
-                        let line = work.add(reversed(half, bin % half) * LINE);
-                        let (re, im) = match bin {
-                            0 => (simd.load(line), simd.zero()),
-                            _ if bin == half => (simd.load(line.add(COLUMNS)), simd.zero()),
-                            _ => (simd.load(line), simd.load(line.add(COLUMNS))),
-                        };
+                        let (re, im) = get_bin(simd, lines, work, bin);
                         let to = to.add(bin * width);
                         put(simd, to, re, left);
                         put(simd, to.add(second), im, left);
@@ -238,21 +238,22 @@ impl<T: Scalar> Kernel<T> for Inverse<'_, T> {
         let blocks = y.len().div_ceil(len);
         let (width, second) = (layout.width(blocks), spectra.len() / 2);
         assert!(len.is_multiple_of(S::LANES) && second >= (half + 1) * width);
-        let (work, copy) = scratch.split_at_mut(COLUMNS * len);
-        assert!(copy.len() == work.len());
+        let (rows, scratch) = scratch.split_at_mut(COLUMNS * len);
+        let (copy, work) = scratch.split_at_mut(COLUMNS * len);
+        assert!(work.len() == lines.panel_len());
         for (start, y) in y.chunks_mut(COLUMNS * len).enumerate().map(|(g, y)| (g * COLUMNS, y)) {
             let direct = y.len() == COLUMNS * len && update == Update::Overwrite;
             let to = if direct { y.as_mut_ptr() } else { copy.as_mut_ptr() };
-            let work = work.as_mut_ptr();
+            let (work, rows) = (work.as_mut_ptr(), rows.as_mut_ptr());
             for part in (0..COLUMNS).step_by(S::LANES) {
                 let left = (blocks - start).saturating_sub(part);
                 if left == 0 {
                     break;
                 }
-                // SAFETY: `to` has COLUMNS blocks, `work` as many numbers, `spectra` the bins of `left` blocks from `from` on; `part`
-                // is the first column of a vector.
+                // SAFETY: `to` has COLUMNS blocks, `rows` as many numbers and `work` those of the lines, `spectra` the bins of `left` blocks
+                // from `from` on; `part` is the first column of a vector.
                 unsafe {
-                    let work = work.add(part);
+                    let (work, rows) = (work.add(part), rows.add(part));
                     let from = spectra.as_ptr().add(start + part);
                     for bin in 0..=half {
                         let from = from.add(bin * width);
@@ -261,21 +262,17 @@ impl<T: Scalar> Kernel<T> for Inverse<'_, T> {
                             re = simd.sub(re, get(simd, from.add(second + blocks), left));
                             im = simd.add(im, get(simd, from.add(blocks), left));
                         }
-                        // Line 0 holds the real first and last bins.
-                        let line = work.add(reversed(half, bin % half) * LINE);
-                        match bin {
-                            0 => simd.store(line, re),
-                            _ if bin == half => simd.store(line.add(COLUMNS), re),
-                            _ => {
-                                simd.store(line, re);
-                                simd.store(line.add(COLUMNS), im);
-                            }
-                        }
+                        put_bin(simd, lines, work, bin, (re, im));
                     }
-                    lines.tangle(simd, work, None);
-                    lines.inverse(simd, work, work);
+                    lines.inverse(
+                        simd,
+                        work,
+                        None,
+                        #[inline(always)]
+                        |t, v| simd.store(rows.add(t * COLUMNS), v),
+                    );
                     for t in (0..len).step_by(S::LANES) {
-                        unsquare(simd, square_of(simd, work.add(t * COLUMNS)), to.add(part * len + t), len);
+                        unsquare(simd, square_of(simd, rows.add(t * COLUMNS)), to.add(part * len + t), len);
                     }
                 }
             }
@@ -283,6 +280,55 @@ impl<T: Scalar> Kernel<T> for Inverse<'_, T> {
                 _ if direct => (),
                 Update::Overwrite => y.copy_from_slice(&copy[..y.len()]),
                 Update::Accumulate => y.iter_mut().zip(&*copy).for_each(|(y, w)| *y += *w),
+            }
+        }
+    }
+}
+
+/// Reads a bin of lines; line 0 holds the real first and last bins.
+///
+/// # Safety
+/// `work` points at a vector of columns of the lines.
+#[inline(always)]
+unsafe fn get_bin<T: Scalar, S: Simd<T>>(
+    simd: S,
+    lines: &Lines<T>,
+    work: *const T,
+    bin: usize,
+) -> (S::V, S::V) {
+    // SAFETY: the caller's.
+    unsafe {
+        match lines.places[bin] {
+            (0, _) => (simd.load(work.add(if bin == 0 { 0 } else { COLUMNS })), simd.zero()),
+            (line, conjugate) => {
+                let line = work.add(line as usize * LINE);
+                let (re, im) = (simd.load(line), simd.load(line.add(COLUMNS)));
+                (re, if conjugate { simd.sub(simd.zero(), im) } else { im })
+            }
+        }
+    }
+}
+
+/// Writes it.
+///
+/// # Safety
+/// As above.
+#[inline(always)]
+unsafe fn put_bin<T: Scalar, S: Simd<T>>(
+    simd: S,
+    lines: &Lines<T>,
+    work: *mut T,
+    bin: usize,
+    (re, im): (S::V, S::V),
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        match lines.places[bin] {
+            (0, _) => simd.store(work.add(if bin == 0 { 0 } else { COLUMNS }), re),
+            (line, conjugate) => {
+                let line = work.add(line as usize * LINE);
+                simd.store(line, re);
+                simd.store(line.add(COLUMNS), if conjugate { simd.sub(simd.zero(), im) } else { im });
             }
         }
     }
@@ -334,7 +380,6 @@ mod tests {
         let x: Vec<f64> = (0..numbers).map(|j| ((j * j + 3) as f64).sin()).collect();
         let narrow: Vec<T> = x.iter().map(|x| T::narrow(*x)).collect();
         let mut scratch = vec![T::narrow(f64::NAN); transform.scratch_len()];
-        let gain = transform.gain() as f64 / len as f64;
         // Halves may be longer than what they hold.
         let mut spectra = vec![T::narrow(f64::NAN); 4 * (bins * blocks + 3)];
         transform.forward(level, &narrow, layout, &mut spectra, &mut scratch);
@@ -342,7 +387,7 @@ mod tests {
         for (block, x) in x.chunks(len).enumerate() {
             for bin in 0..bins {
                 let turn = |t: usize| unit::<f64>((bin * t % len) as f64 / len as f64);
-                let sum: Complex<f64> = x.iter().enumerate().map(|(t, x)| turn(t) * x * gain).sum();
+                let sum: Complex<f64> = x.iter().enumerate().map(|(t, x)| turn(t) * x).sum();
                 let at = bin * width + block;
                 let is = |at: usize, expected: f64| {
                     let error = (spectra[at].widen() - expected).abs();
@@ -363,6 +408,12 @@ mod tests {
                 }
             }
         }
+        for bin in 0..bins {
+            let scale = T::narrow(1.0 / transform.gain(bin));
+            for at in [bin * width, second + bin * width] {
+                spectra[at..at + width].iter_mut().for_each(|z| *z *= scale);
+            }
+        }
         for update in [Update::Overwrite, Update::Accumulate] {
             let (start, before) = match update {
                 Update::Overwrite => (f64::NAN, 0.0),
@@ -371,7 +422,7 @@ mod tests {
             let mut y = vec![T::narrow(start); numbers];
             transform.inverse(level, layout, &spectra, &mut y, update, &mut scratch);
             for (y, x) in y.iter().zip(&x) {
-                let error = (y.widen() - before) / transform.gain() as f64 - x;
+                let error = y.widen() - before - x;
                 assert!(error.abs() < tolerance, "{level} {len} {numbers}: {error:e}");
             }
         }

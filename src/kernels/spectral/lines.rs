@@ -1,9 +1,13 @@
 //! Transforms of real columns, side by side in the lanes of vectors.
 //!
-//! Row `2 j` of a panel of [`COLUMNS`] columns counts as the real part, row `2 j + 1` as the imaginary part of complex line `j`. The
-//! lines are transformed by radix 8 and 4, and [untangled](Lines::untangle) into the spectra of the real columns.
+//! The rows of a panel of [`COLUMNS`] columns become complex lines, each a row of real parts and one of imaginary parts, in the memory of two
+//! rows. A pass transforms up to 16 rows or lines that lie a step apart. Of a real block of rows it leaves a shorter real block, of
+//! the frequencies that its radix divides, complex blocks, and one whose frequencies are odd multiples of half the radix: its numbers
+//! `r_t - i r_(t + m / 2)`, turned by `exp(-pi i t / m)`, are a complex block of half the length.
+//!
+//! The inverse is the adjoint, pass by pass: the real parts of the sum over the lines.
 
-use super::butterfly::{self, Lanes, add_conj, mul, mul_conj, reversed, splat, sub_conj, turn};
+use super::butterfly::{self, Lanes, mul, mul_conj, real_frequency, reversed, splat, turn};
 use crate::kernels::simd::{Simd, transpose};
 use crate::scalar::Scalar;
 use num_complex::Complex;
@@ -14,136 +18,167 @@ pub(super) const COLUMNS: usize = 16;
 /// Numbers of a complex line: its real parts, then its imaginary parts.
 pub(super) const LINE: usize = 2 * COLUMNS;
 
-/// Tables of a transform. Line `k` of the spectrum stands at place `reversed(half, k)`.
-#[derive(Debug, Clone)]
-pub(super) struct Lines<T> {
-    /// Complex lines: a power of two, at least 4.
-    pub(super) half: usize,
-    /// Passes of the forward transform.
-    passes: Vec<Pass<T>>,
-    /// Places of the lines of frequencies `k` and `half - k`, and `exp(-2 pi i k / (2 half))`.
-    pairs: Vec<(u32, u32, Complex<T>)>,
+/// Points of the butterflies of a pass over a block: few passes, and the last one not a short one.
+fn radix(size: usize) -> usize {
+    match size {
+        ..=16 => size,
+        17..=64 => 8,
+        _ => 16,
+    }
 }
 
-/// Transforms of `radix` lines each within blocks of `block` lines.
+/// Tables of a transform.
+#[derive(Debug, Clone)]
+pub(super) struct Lines<T> {
+    /// Complex lines: half the rows.
+    pub(super) half: usize,
+    /// The frequency of each line, below `2 half`; line 0 has the real frequencies 0 and `half` as its real and imaginary parts.
+    pub(super) frequencies: Vec<u32>,
+    /// The line of each frequency up to `half`, and whether it has the conjugate.
+    pub(super) places: Vec<(u32, bool)>,
+    /// The first takes the rows.
+    passes: Vec<Pass<T>>,
+}
+
+/// Transforms of `radix` lines or rows each, `step` apart.
 #[derive(Debug, Clone)]
 struct Pass<T> {
+    real: bool,
     radix: usize,
-    block: usize,
-    /// For each line of the first `block / radix`, the turns of the places after the first.
+    /// The first line, or where the rows lie.
+    at: usize,
+    /// Where a real pass leaves real rows: after all lines, as lines are written before rows there have been read.
+    rest: usize,
+    step: usize,
+    /// For each of them, the turns of its complex results; of a real pass, after the turn of the odd block. None after the last step.
     turns: Vec<Complex<T>>,
 }
 
 impl<T: Scalar> Lines<T> {
-    pub(super) fn new(half: usize) -> Self {
-        assert!(half.is_power_of_two() && half >= 4);
-        let mut passes = Vec::new();
-        let mut block = half;
-        while block > 1 {
-            // Radix 8 as often as radix 4 can do the rest.
-            let radix = if block == 4 || block == 16 { 4 } else { 8 };
-            let places = |j: usize| (1..radix).map(move |q| turn(j * reversed(radix, q), block));
-            passes.push(Pass { radix, block, turns: (0..block / radix).flat_map(places).collect() });
-            block /= radix;
+    /// Of so many rows: a power of two, at least 2.
+    pub(super) fn new(rows: usize) -> Self {
+        assert!(rows.is_power_of_two() && rows >= 2);
+        let half = rows / 2;
+        let mut lines =
+            Self { half, frequencies: vec![0; half], places: vec![(0, false); half + 1], passes: Vec::new() };
+        lines.plan_real(0, rows, 1);
+        for (line, &k) in lines.frequencies.iter().enumerate() {
+            let k = k as usize;
+            lines.places[k.min(rows - k)] = (line as u32, k > half);
         }
-        let place = |k: usize| reversed(half, k) as u32;
-        let pairs = (1..=half / 2).map(|k| (place(k), place(half - k), turn(k, 2 * half))).collect();
-        Self { half, passes, pairs }
+        lines
     }
 
-    /// Transforms a vector of complex columns, which may be in place.
-    ///
-    /// # Safety
-    /// `from` and `to` point at a vector of columns of so many lines.
-    #[inline(always)]
-    pub(super) unsafe fn forward<S: Simd<T>>(&self, simd: S, from: *const T, to: *mut T) {
-        for (i, pass) in self.passes.iter().enumerate() {
-            let from = if i == 0 { from } else { to };
-            // SAFETY: the caller's.
-            unsafe {
-                match pass.radix {
-                    8 => spread::<T, S, 8>(simd, self.half, pass, from, to),
-                    _ => spread::<T, S, 4>(simd, self.half, pass, from, to),
-                }
+    /// Numbers of a panel of the lines, and of the real rows between passes.
+    pub(super) fn panel_len(&self) -> usize {
+        (self.half + self.half / 8) * LINE
+    }
+
+    /// Passes of a real block whose frequencies are multiples of `stride`.
+    fn plan_real(&mut self, at: usize, size: usize, stride: usize) {
+        let radix = radix(size);
+        let step = size / radix;
+        let outputs = move |t: usize| (1..radix / 2).map(move |j| turn(t * real_frequency(radix, j), size));
+        let turns = match step {
+            1 => Vec::new(),
+            _ => (0..step).flat_map(|t| std::iter::once(turn(t, 2 * step)).chain(outputs(t))).collect(),
+        };
+        let rest = if at == 0 { self.half } else { at + size / 2 };
+        self.passes.push(Pass { real: true, radix, at, rest, step, turns });
+        for j in 1..radix / 2 {
+            let first = stride * real_frequency(radix, j);
+            match step {
+                1 => self.frequencies[j] = first as u32,
+                _ => self.plan(j * step, step, first, stride * radix),
+            }
+        }
+        if step > 1 {
+            self.plan(step / 2, step / 2, stride * radix / 2, 2 * stride * radix);
+            self.plan_real(rest, step, stride * radix);
+        }
+    }
+
+    /// Passes of a complex block with the frequencies `first + k stride`.
+    fn plan(&mut self, at: usize, size: usize, first: usize, stride: usize) {
+        let radix = radix(size);
+        let step = size / radix;
+        let outputs = |t: usize| (1..radix).map(move |q| turn(t * reversed(radix, q), size));
+        let turns = if step > 1 { (0..step).flat_map(outputs).collect() } else { Vec::new() };
+        self.passes.push(Pass { real: false, radix, at, rest: at, step, turns });
+        for q in 0..radix {
+            let (at, first) = (at + q * step, first + stride * reversed(radix, q));
+            match step {
+                1 => self.frequencies[at] = first as u32,
+                _ => self.plan(at, step, first, stride * radix),
             }
         }
     }
 
-    /// The inverse, which overwrites `lines`.
+    /// Transforms the rows that `row` reads, and turns each line but line 0 by numbers that lie as the lines do.
     ///
     /// # Safety
-    /// As above.
+    /// `row` may read so many rows; `lines` points at a vector of columns of as many, which are others, and `turns` at one.
     #[inline(always)]
-    pub(super) unsafe fn inverse<S: Simd<T>>(&self, simd: S, lines: *mut T, to: *mut T) {
-        for (i, pass) in self.passes.iter().enumerate().rev() {
-            let to = if i == 0 { to } else { lines };
-            // SAFETY: the caller's.
-            unsafe {
-                match pass.radix {
-                    8 => gather::<T, S, 8>(simd, self.half, pass, lines, to),
-                    _ => gather::<T, S, 4>(simd, self.half, pass, lines, to),
-                }
-            }
-        }
-    }
-
-    /// Twice the spectra of the real columns, from those of the complex ones. Frequencies 0 and `half`, which are real, share line 0.
-    /// Then turned, by numbers that lie as the lines do, but for line 0.
-    ///
-    /// # Safety
-    /// `lines` points at a vector of columns of so many lines, and so does `turns`.
-    #[inline(always)]
-    pub(super) unsafe fn untangle<S: Simd<T>>(&self, simd: S, lines: *mut T, turns: Option<*const T>) {
-        // SAFETY: the caller's; the places are those of `new`.
+    pub(super) unsafe fn forward<S: Simd<T>>(
+        &self,
+        simd: S,
+        row: impl Fn(usize) -> S::V,
+        lines: *mut T,
+        turns: Option<*const T>,
+    ) {
+        // SAFETY: the caller's; the passes are those of `new`.
         unsafe {
-            let z = load(simd, lines, 0);
-            let (even, odd) = (simd.add(z.re, z.im), simd.sub(z.re, z.im));
-            store(simd, lines, 0, Complex { re: simd.add(even, even), im: simd.add(odd, odd) });
-            for &(p, q, w) in &self.pairs {
-                let (p, q) = (p as usize, q as usize);
-                let (a, b) = (load(simd, lines, p), load(simd, lines, q));
-                let (even, odd) = (add_conj(simd, a, b), sub_conj(simd, a, b));
-                let odd = mul(simd, odd, splat(simd, w));
-                let a = Complex { re: simd.add(even.re, odd.im), im: simd.sub(even.im, odd.re) };
-                let b = Complex { re: simd.sub(even.re, odd.im), im: simd.add(even.im, odd.re) };
-                let (a, b) = match turns {
-                    Some(turns) => {
-                        (mul(simd, a, load(simd, turns, p)), mul_conj(simd, load(simd, turns, q), b))
+            let [first, passes @ ..] = &self.passes[..] else { return };
+            first.real_forward_any(simd, row, lines, turns);
+            for pass in passes {
+                match pass.real {
+                    true => {
+                        let rows = lines.add(pass.at * LINE);
+                        pass.real_forward_any(
+                            simd,
+                            #[inline(always)]
+                            |t| simd.load(rows.add(t * COLUMNS)),
+                            lines,
+                            turns,
+                        )
                     }
-                    None => (a, Complex { re: b.re, im: simd.sub(simd.zero(), b.im) }),
-                };
-                // The middle frequency is its own partner: the last to be written is right.
-                store(simd, lines, q, b);
-                store(simd, lines, p, a);
+                    false => pass.forward_any(simd, lines, turns),
+                }
             }
         }
     }
 
-    /// The inverse of [`untangle`](Self::untangle), but for a factor.
+    /// The adjoint of [`forward`](Self::forward), which overwrites `lines`: `row` writes the rows.
     ///
     /// # Safety
     /// As above.
     #[inline(always)]
-    pub(super) unsafe fn tangle<S: Simd<T>>(&self, simd: S, lines: *mut T, turns: Option<*const T>) {
-        // SAFETY: the caller's; the places are those of `new`.
+    pub(super) unsafe fn inverse<S: Simd<T>>(
+        &self,
+        simd: S,
+        lines: *mut T,
+        turns: Option<*const T>,
+        row: impl Fn(usize, S::V),
+    ) {
+        // SAFETY: the caller's; the passes are those of `new`.
         unsafe {
-            let Complex { re: even, im: odd } = load(simd, lines, 0);
-            store(simd, lines, 0, Complex { re: simd.add(even, odd), im: simd.sub(even, odd) });
-            for &(p, q, w) in &self.pairs {
-                let (p, q) = (p as usize, q as usize);
-                let (mut a, mut b) = (load(simd, lines, p), load(simd, lines, q));
-                if let Some(turns) = turns {
-                    a = mul_conj(simd, a, load(simd, turns, p));
-                    b = mul_conj(simd, b, load(simd, turns, q));
+            let [first, passes @ ..] = &self.passes[..] else { return };
+            for pass in passes.iter().rev() {
+                match pass.real {
+                    true => {
+                        let rows = lines.add(pass.at * LINE);
+                        pass.real_inverse_any(
+                            simd,
+                            lines,
+                            turns,
+                            #[inline(always)]
+                            |t, v| simd.store(rows.add(t * COLUMNS), v),
+                        )
+                    }
+                    false => pass.inverse_any(simd, lines, turns),
                 }
-                let (even, odd) = (add_conj(simd, a, b), sub_conj(simd, a, b));
-                let odd = mul_conj(simd, odd, splat(simd, w));
-                let a = Complex { re: simd.sub(even.re, odd.im), im: simd.add(even.im, odd.re) };
-                // conj(even - i odd)
-                let b = Complex { re: simd.add(even.re, odd.im), im: simd.sub(odd.re, even.im) };
-                store(simd, lines, q, b);
-                store(simd, lines, p, a);
             }
+            first.real_inverse_any(simd, lines, turns, row);
         }
     }
 }
@@ -153,7 +188,7 @@ impl<T: Scalar> Lines<T> {
 /// # Safety
 /// The line is readable.
 #[inline(always)]
-pub(super) unsafe fn load<T: Copy, S: Simd<T>>(simd: S, lines: *const T, place: usize) -> Lanes<S::V> {
+unsafe fn load<T: Copy, S: Simd<T>>(simd: S, lines: *const T, place: usize) -> Lanes<S::V> {
     // SAFETY: the caller's.
     unsafe {
         let line = lines.add(place * LINE);
@@ -166,7 +201,7 @@ pub(super) unsafe fn load<T: Copy, S: Simd<T>>(simd: S, lines: *const T, place: 
 /// # Safety
 /// The line is writable.
 #[inline(always)]
-pub(super) unsafe fn store<T: Copy, S: Simd<T>>(simd: S, lines: *mut T, place: usize, a: Lanes<S::V>) {
+unsafe fn store<T: Copy, S: Simd<T>>(simd: S, lines: *mut T, place: usize, a: Lanes<S::V>) {
     // SAFETY: the caller's.
     unsafe {
         let line = lines.add(place * LINE);
@@ -175,66 +210,267 @@ pub(super) unsafe fn store<T: Copy, S: Simd<T>>(simd: S, lines: *mut T, place: u
     }
 }
 
-/// One pass of the forward transform, which may be in place.
-///
-/// # Safety
-/// `half` lines are readable and writable.
-#[inline(always)]
-unsafe fn spread<T: Scalar, S: Simd<T>, const R: usize>(
-    simd: S,
-    half: usize,
-    pass: &Pass<T>,
-    from: *const T,
-    to: *mut T,
-) {
-    let step = pass.block / R;
-    for start in (0..half).step_by(pass.block) {
-        for (j, turns) in pass.turns.chunks_exact(R - 1).enumerate() {
-            let place = |q: usize| start + j + q * step;
-            // SAFETY: the caller's; blocks divide the lines.
+impl<T: Scalar> Pass<T> {
+    /// # Safety
+    /// `lines` and `turns` have the lines of the pass, and none of their places holds rows that are yet to be read.
+    #[inline(always)]
+    unsafe fn real_forward_any<S: Simd<T>>(
+        &self,
+        simd: S,
+        row: impl Fn(usize) -> S::V,
+        lines: *mut T,
+        turns: Option<*const T>,
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.radix {
+                2 => self.real_forward::<S, 2>(simd, row, lines, turns),
+                4 => self.real_forward::<S, 4>(simd, row, lines, turns),
+                8 => self.real_forward::<S, 8>(simd, row, lines, turns),
+                _ => self.real_forward::<S, 16>(simd, row, lines, turns),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn real_forward<S: Simd<T>, const R: usize>(
+        &self,
+        simd: S,
+        row: impl Fn(usize) -> S::V,
+        lines: *mut T,
+        turns: Option<*const T>,
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            if self.step == 1 {
+                let mut v = [simd.zero(); R];
+                for (q, v) in v.iter_mut().enumerate() {
+                    *v = row(q);
+                }
+                butterfly::real_forward(simd, &mut v);
+                store(simd, lines, 0, Complex { re: v[0], im: v[1] });
+                for j in 1..R / 2 {
+                    let mut z = Complex { re: v[2 * j], im: v[2 * j + 1] };
+                    if let Some(turns) = turns {
+                        z = mul(simd, z, load(simd, turns, j));
+                    }
+                    store(simd, lines, j, z);
+                }
+                return;
+            }
+            let half = self.step / 2;
+            let (first, second) = self.turns.split_at(half * (R / 2));
+            let both = first.chunks_exact(R / 2).zip(second.chunks_exact(R / 2));
+            for (t, (first, second)) in both.enumerate() {
+                let re = self.real_forward_at::<S, R>(simd, t, &row, lines, first);
+                let im = self.real_forward_at::<S, R>(simd, t + half, &row, lines, second);
+                let z = Complex { re, im: simd.sub(simd.zero(), im) };
+                store(simd, lines, half + t, mul(simd, z, splat(simd, first[0])));
+            }
+        }
+    }
+
+    /// The transform at `t`, but for its number of the odd block, which is returned.
+    #[inline(always)]
+    unsafe fn real_forward_at<S: Simd<T>, const R: usize>(
+        &self,
+        simd: S,
+        t: usize,
+        row: &impl Fn(usize) -> S::V,
+        lines: *mut T,
+        turns: &[Complex<T>],
+    ) -> S::V {
+        let mut v = [simd.zero(); R];
+        for (q, v) in v.iter_mut().enumerate() {
+            *v = row(t + q * self.step);
+        }
+        butterfly::real_forward(simd, &mut v);
+        // SAFETY: the caller's.
+        unsafe {
+            simd.store(lines.add(self.rest * LINE + t * COLUMNS), v[0]);
+            for j in 1..R / 2 {
+                let z = Complex { re: v[2 * j], im: v[2 * j + 1] };
+                store(simd, lines, j * self.step + t, mul(simd, z, splat(simd, turns[j])));
+            }
+        }
+        v[1]
+    }
+
+    /// # Safety
+    /// As for [`real_forward_any`](Self::real_forward_any).
+    #[inline(always)]
+    unsafe fn real_inverse_any<S: Simd<T>>(
+        &self,
+        simd: S,
+        lines: *const T,
+        turns: Option<*const T>,
+        row: impl Fn(usize, S::V),
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.radix {
+                2 => self.real_inverse::<S, 2>(simd, lines, turns, row),
+                4 => self.real_inverse::<S, 4>(simd, lines, turns, row),
+                8 => self.real_inverse::<S, 8>(simd, lines, turns, row),
+                _ => self.real_inverse::<S, 16>(simd, lines, turns, row),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn real_inverse<S: Simd<T>, const R: usize>(
+        &self,
+        simd: S,
+        lines: *const T,
+        turns: Option<*const T>,
+        row: impl Fn(usize, S::V),
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut v = [simd.zero(); R];
+            if self.step == 1 {
+                let z = load(simd, lines, 0);
+                (v[0], v[1]) = (z.re, z.im);
+                for j in 1..R / 2 {
+                    let mut z = load(simd, lines, j);
+                    if let Some(turns) = turns {
+                        z = mul_conj(simd, z, load(simd, turns, j));
+                    }
+                    (v[2 * j], v[2 * j + 1]) = (z.re, z.im);
+                }
+                butterfly::real_adjoint(simd, &mut v);
+                for (q, v) in v.iter().enumerate() {
+                    row(q, *v);
+                }
+                return;
+            }
+            let half = self.step / 2;
+            let (first, second) = self.turns.split_at(half * (R / 2));
+            let both = first.chunks_exact(R / 2).zip(second.chunks_exact(R / 2));
+            for (t, (first, second)) in both.enumerate() {
+                let z = mul_conj(simd, load(simd, lines, half + t), splat(simd, first[0]));
+                self.real_inverse_at::<S, R>(simd, t, lines, first, z.re, &row);
+                self.real_inverse_at::<S, R>(
+                    simd,
+                    t + half,
+                    lines,
+                    second,
+                    simd.sub(simd.zero(), z.im),
+                    &row,
+                );
+            }
+        }
+    }
+
+    /// The transform at `t`, with its number of the odd block.
+    #[inline(always)]
+    unsafe fn real_inverse_at<S: Simd<T>, const R: usize>(
+        &self,
+        simd: S,
+        t: usize,
+        lines: *const T,
+        turns: &[Complex<T>],
+        odd: S::V,
+        row: &impl Fn(usize, S::V),
+    ) {
+        let mut v = [simd.zero(); R];
+        // SAFETY: the caller's.
+        unsafe {
+            (v[0], v[1]) = (simd.load(lines.add(self.rest * LINE + t * COLUMNS)), odd);
+            for j in 1..R / 2 {
+                let z = mul_conj(simd, load(simd, lines, j * self.step + t), splat(simd, turns[j]));
+                (v[2 * j], v[2 * j + 1]) = (z.re, z.im);
+            }
+        }
+        butterfly::real_adjoint(simd, &mut v);
+        for (q, v) in v.iter().enumerate() {
+            row(t + q * self.step, *v);
+        }
+    }
+
+    /// # Safety
+    /// `lines` and `turns` have the lines of the pass.
+    #[inline(always)]
+    unsafe fn forward_any<S: Simd<T>>(&self, simd: S, lines: *mut T, turns: Option<*const T>) {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.radix {
+                1 => self.forward::<S, 1>(simd, lines, turns),
+                2 => self.forward::<S, 2>(simd, lines, turns),
+                4 => self.forward::<S, 4>(simd, lines, turns),
+                8 => self.forward::<S, 8>(simd, lines, turns),
+                _ => self.forward::<S, 16>(simd, lines, turns),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn forward<S: Simd<T>, const R: usize>(&self, simd: S, lines: *mut T, turns: Option<*const T>) {
+        for t in 0..self.step {
+            let place = |q: usize| self.at + t + q * self.step;
+            // SAFETY: the caller's.
             unsafe {
-                let mut v: [Lanes<S::V>; R] = std::array::from_fn(|q| load(simd, from, place(q)));
+                let mut v = [Complex { re: simd.zero(), im: simd.zero() }; R];
+                for (q, v) in v.iter_mut().enumerate() {
+                    *v = load(simd, lines, place(q));
+                }
                 butterfly::forward(simd, &mut v);
-                for q in 1..R {
-                    if step > 1 {
+                if self.step > 1 {
+                    let turns = &self.turns[t * (R - 1)..][..R - 1];
+                    for q in 1..R {
                         v[q] = mul(simd, v[q], splat(simd, turns[q - 1]));
+                    }
+                } else if let Some(turns) = turns {
+                    for (q, v) in v.iter_mut().enumerate() {
+                        *v = mul(simd, *v, load(simd, turns, place(q)));
                     }
                 }
                 for (q, v) in v.iter().enumerate() {
-                    store(simd, to, place(q), *v);
+                    store(simd, lines, place(q), *v);
                 }
             }
         }
     }
-}
 
-/// One pass of the inverse transform.
-///
-/// # Safety
-/// As above.
-#[inline(always)]
-unsafe fn gather<T: Scalar, S: Simd<T>, const R: usize>(
-    simd: S,
-    half: usize,
-    pass: &Pass<T>,
-    from: *const T,
-    to: *mut T,
-) {
-    let step = pass.block / R;
-    for start in (0..half).step_by(pass.block) {
-        for (j, turns) in pass.turns.chunks_exact(R - 1).enumerate() {
-            let place = |q: usize| start + j + q * step;
-            // SAFETY: the caller's; blocks divide the lines.
+    /// # Safety
+    /// As above.
+    #[inline(always)]
+    unsafe fn inverse_any<S: Simd<T>>(&self, simd: S, lines: *mut T, turns: Option<*const T>) {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.radix {
+                1 => self.inverse::<S, 1>(simd, lines, turns),
+                2 => self.inverse::<S, 2>(simd, lines, turns),
+                4 => self.inverse::<S, 4>(simd, lines, turns),
+                8 => self.inverse::<S, 8>(simd, lines, turns),
+                _ => self.inverse::<S, 16>(simd, lines, turns),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn inverse<S: Simd<T>, const R: usize>(&self, simd: S, lines: *mut T, turns: Option<*const T>) {
+        for t in 0..self.step {
+            let place = |q: usize| self.at + t + q * self.step;
+            // SAFETY: the caller's.
             unsafe {
-                let mut v: [Lanes<S::V>; R] = std::array::from_fn(|q| load(simd, from, place(q)));
-                for q in 1..R {
-                    if step > 1 {
+                let mut v = [Complex { re: simd.zero(), im: simd.zero() }; R];
+                for (q, v) in v.iter_mut().enumerate() {
+                    *v = load(simd, lines, place(q));
+                }
+                if self.step > 1 {
+                    let turns = &self.turns[t * (R - 1)..][..R - 1];
+                    for q in 1..R {
                         v[q] = mul_conj(simd, v[q], splat(simd, turns[q - 1]));
+                    }
+                } else if let Some(turns) = turns {
+                    for (q, v) in v.iter_mut().enumerate() {
+                        *v = mul_conj(simd, *v, load(simd, turns, place(q)));
                     }
                 }
                 butterfly::inverse(simd, &mut v);
                 for (q, v) in v.iter().enumerate() {
-                    store(simd, to, place(q), *v);
+                    store(simd, lines, place(q), *v);
                 }
             }
         }
