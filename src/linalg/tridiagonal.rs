@@ -26,7 +26,7 @@ pub(super) fn top(diagonal: &[f64], off: &[f64]) -> Top {
         let Some((first, second)) = sums(diagonal, &squares, x) else { break };
         let root = ((size - 1.0) * (size * second - first * first)).max(0.0).sqrt();
         let next = x - size / (first + root);
-        if !(next < x - 2.0 * f64::EPSILON * x) {
+        if next.is_nan() || next >= x - 2.0 * f64::EPSILON * x {
             break;
         }
         x = next;
@@ -51,7 +51,7 @@ fn sums(diagonal: &[f64], squares: &[f64], x: f64) -> Option<(f64, f64)> {
     for (d, b) in diagonal.iter().zip(squares) {
         let ratio = b * inverse;
         let pivot = x - d - ratio;
-        if !(pivot > 0.0) {
+        if pivot.is_nan() || pivot <= 0.0 {
             return None;
         }
         inverse = 1.0 / pivot;
@@ -71,8 +71,8 @@ fn inverse_iteration(diagonal: &[f64], off: &[f64], shift: f64, tiny: f64) -> Ve
     // Multipliers of elimination, and inverses of pivots.
     let (mut steps, mut inverses) = (Vec::with_capacity(n), Vec::with_capacity(n));
     let (mut step, mut before) = (0.0, 0.0);
-    for i in 0..n {
-        let inverse = 1.0 / (shift - diagonal[i] - before * step).max(tiny);
+    for (i, d) in diagonal.iter().enumerate() {
+        let inverse = 1.0 / (shift - d - before * step).max(tiny);
         inverses.push(inverse);
         before = off.get(i).copied().unwrap_or(0.0);
         step = before * inverse;

@@ -45,7 +45,7 @@ pub(crate) fn sparse_cost<T: Scalar>(pattern: &Pattern, batch: usize) -> u64 {
     match batch {
         ..TILED_BATCH if cached => 3 * few,
         ..TILED_BATCH => few,
-        ..=8 => 5,
+        TILED_BATCH..=8 => 5,
         _ => 3,
     }
 }

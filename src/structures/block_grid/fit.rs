@@ -68,13 +68,11 @@ pub(super) fn fit(
     Ok(Fit::local(state, history))
 }
 
+/// What is done to a block of a block column before it is decomposed.
+type Whiten<'w> = dyn for<'a> Fn(usize, ArrayView2<'a, f64>) -> CowArray<'a, f64, Ix2> + Sync + 'w;
+
 /// Every block by its leading left singular vectors after `whiten`: `U = P sqrt(S)`, `V = sqrt(S)^-1 Pᵀ W_jk`.
-fn blockwise(
-    padded: &Array2<f64>,
-    grid: Grid,
-    whiten: &(dyn for<'a> Fn(usize, ArrayView2<'a, f64>) -> CowArray<'a, f64, Ix2> + Sync),
-    run: &Run<'_>,
-) -> Result<Vec<BlockRow>> {
+fn blockwise(padded: &Array2<f64>, grid: Grid, whiten: &Whiten<'_>, run: &Run<'_>) -> Result<Vec<BlockRow>> {
     let ((j, k), (s, p), t) = (grid.blocks, grid.sides, grid.rank);
     let mut rows = Vec::with_capacity(j);
     for lambda in 0..j {
