@@ -290,11 +290,15 @@ fn in_turns(candidates: &mut [Candidate], least: bool) -> Vec<f64> {
     let slowest = once.iter().fold(TURN, |slowest, once| slowest.max(*once));
     let rounds = ((TOTAL / slowest) as usize).clamp(5, ROUNDS);
     let mut times = vec![Vec::new(); candidates.len()];
-    for _ in 0..rounds {
-        for ((candidate, calls), times) in candidates.iter_mut().zip(&calls).zip(&mut times) {
+    for round in 0..2 * rounds.div_ceil(2) {
+        // There and back: whoever comes second finds more of the weights that two of them share.
+        for k in 0..candidates.len() {
+            let k = if round % 2 == 0 { k } else { candidates.len() - 1 - k };
+            let (run, calls) = (&mut candidates[k].run, calls[k]);
+            run();
             let start = Instant::now();
-            (0..*calls).for_each(|_| (candidate.run)());
-            times.push(start.elapsed().as_secs_f64() / *calls as f64);
+            (0..calls).for_each(|_| run());
+            times[k].push(start.elapsed().as_secs_f64() / calls as f64);
         }
     }
     let one = |times: &mut Vec<f64>| match least {
