@@ -522,3 +522,18 @@ impl Factor {
         with_source!(self, source => kernels::multiply_windows(source, product));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clones_share_their_numbers_and_unshared_copies_do_not() {
+        for storage in [Storage::F32, Storage::Bf16, Storage::Int8] {
+            let factor = Factor::from_fn(storage, (2, 3, 4), |b, i, j| (b + 2 * i + 3 * j) as f64);
+            let (clone, own) = (factor.clone(), factor.unshared());
+            assert!(Arc::ptr_eq(&factor.data, &clone.data) && !Arc::ptr_eq(&factor.data, &own.data));
+            assert_eq!(factor, own);
+        }
+    }
+}

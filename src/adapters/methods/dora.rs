@@ -69,17 +69,27 @@ impl Adapter for Dora {
         let inner = self.inner.edit(base)?;
         let w = inner.merged(base)?;
         let (what, w) = if self.columns { ("column", w.reversed_axes()) } else { ("row", w) };
-        let mut scales = Vec::with_capacity(self.magnitude.len());
-        for (i, (row, magnitude)) in w.outer_iter().zip(&self.magnitude).enumerate() {
-            let norm = row.dot(&row).sqrt();
-            if norm == 0.0 {
-                return Err(Error::parameter(format!("norm of {what} {i} of W + D"), 0, "a positive number"));
-            }
-            scales.push(magnitude / norm);
-        }
+        let norms = w.outer_iter().map(|row| row.dot(&row).sqrt());
+        let scales = magnitudes_over_norms(&self.magnitude, norms, what)?;
         let scales = Box::new(Identity::diagonal(row(scales))?);
         let edit = Edit::of(self.shape());
         // The bias is that of the inner adapter, which is not rescaled.
         inner.then(&if self.columns { edit.with_right(scales)? } else { edit.with_left(scales)? })
     }
+}
+
+/// `μ / ν`, with the norms `ν` of the rows, or columns, of what is rescaled.
+///
+/// # Errors
+/// [`Error::Parameter`] for a norm of zero.
+pub(crate) fn magnitudes_over_norms(
+    magnitudes: &[f64],
+    norms: impl Iterator<Item = f64>,
+    what: &str,
+) -> Result<Vec<f64>> {
+    let one = |(i, (magnitude, norm)): (usize, (&f64, f64))| match norm == 0.0 {
+        true => Err(Error::parameter(format!("norm of {what} {i} of W + D"), 0, "a positive number")),
+        false => Ok(magnitude / norm),
+    };
+    magnitudes.iter().zip(norms).enumerate().map(one).collect()
 }

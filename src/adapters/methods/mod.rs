@@ -83,6 +83,7 @@ pub use cp_kernel::CpKernel;
 pub use deft::{DeftForm, deft};
 pub use diablo::diablo;
 pub use dora::Dora;
+pub(crate) use dora::magnitudes_over_norms;
 pub use dota::Dota;
 pub use fourier_ft::fourier_ft;
 pub use frod::Frod;

@@ -76,7 +76,7 @@ impl<T: Scalar> LookUp<'_, T> {
             let (start, end) = (starts[first] as usize, starts[first + n] as usize);
             // Eight rows are more streams than the machine foresees: the next group is fetched with this one, tile by tile.
             let piece = (end - start).div_ceil(tiles.max(1));
-            let fetch = |t: usize| {
+            let fetch_next = |t: usize| {
                 let from = end + t * piece;
                 if let Some(values) = plain {
                     fetch(values.as_ptr().wrapping_add(from).cast(), piece * size_of::<T>());
@@ -92,7 +92,7 @@ impl<T: Scalar> LookUp<'_, T> {
                     let stretch = &x.row(b)[t * tile..inputs.min((t + 1) * tile)];
                     let table = Table::<_, _, N>::new(simd, stretch);
                     if b == 0 {
-                        fetch(t);
+                        fetch_next(t);
                     }
                     // As many vectors for each row: where rows end cannot be foreseen.
                     let (mut left, most) = (*counts, counts.iter().fold(0, |most, count| most.max(*count)));

@@ -1,23 +1,24 @@
 //! LoRA of convolutions in groups.
 
 use super::Loaded;
+use crate::adapters::methods::magnitudes_over_norms;
 use crate::adapters::peft::json::Node;
 use crate::adapters::peft::layout::Form;
 use crate::adapters::peft::module::Module;
 use crate::adapters::peft::tensor::Tensor;
 use crate::adapters::{Adapter, Additive, BiasEdit, Edit};
 use crate::compose::{Identity, Product};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::matrix::StructuredMatrix;
 use crate::storage::{Factor, Storage};
 use crate::structures::{BlockDiagonal, Dense};
-use ndarray::{Array2, s};
+use ndarray::{Array2, ArrayView1, s};
 
 /// `A` sees all channels, each group of outputs has its own ranks: the change reaches channels that the base does not see.
 pub(super) fn load(module: &Module<'_>, a: &Tensor, b: &Tensor, scale: f64) -> Loaded {
     let (base, (m, _)) = (module.base(), module.shape()?);
     let (rank, channels) = (a.shape()[0], a.shape()[1]);
-    let groups = channels / base[1];
+    let groups = channels.checked_div(base[1]).unwrap_or(0);
     if groups == 0 || groups * base[1] != channels || a.shape()[2..] != base[2..] || !m.is_multiple_of(groups)
     {
         return Err(a.bad(format!("has shape {:?}, which fits no kernel of {base:?}", a.shape())));
@@ -90,16 +91,13 @@ impl Adapter for GroupedDora {
     fn edit(&self, base: &dyn StructuredMatrix) -> Result<Edit> {
         let inner = self.inner.edit(base)?;
         let (w, (m, n)) = (base.to_dense_f64(), self.mixed.dim());
-        let mut scales = Vec::with_capacity(m);
-        for (i, (mixed, magnitude)) in self.mixed.outer_iter().zip(&self.magnitude).enumerate() {
+        let norm = |(i, mixed): (usize, ArrayView1<'_, f64>)| {
             let at = i / (m / self.groups) * n;
             let row = &mixed + &w.slice(s![i, at..at + n]);
-            let norm = row.dot(&row).sqrt();
-            if norm == 0.0 {
-                return Err(Error::parameter(format!("norm of row {i} of W + D"), 0, "a positive number"));
-            }
-            scales.push(magnitude / norm);
-        }
+            row.dot(&row).sqrt()
+        };
+        let norms = self.mixed.outer_iter().enumerate().map(norm);
+        let scales = magnitudes_over_norms(&self.magnitude, norms, "row")?;
         let scales = Factor::from_fn(Storage::F32, (1, 1, m), |_, _, i| scales[i]);
         // The bias is not rescaled.
         inner.then(&Edit::of(self.shape()).with_left(Box::new(Identity::diagonal(scales)?))?)
