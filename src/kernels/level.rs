@@ -1,6 +1,6 @@
 //! Instruction-set levels: detection, override, and the one place that enters compiled-for-a-level code.
 
-use super::simd::Simd;
+use super::simd::{Avx2, Avx512, Portable, Simd};
 use crate::error::{Error, Result};
 use std::sync::OnceLock;
 
@@ -96,51 +96,68 @@ impl std::str::FromStr for Level {
     }
 }
 
-/// Work written once for every level. `run` must be `#[inline(always)]`, so that it is compiled inside the
-/// function that enables the level's instructions.
+/// Work written once for every level. `run` must be `#[inline(always)]`, so that it is compiled inside the method that enables the
+/// level's instructions. Those are methods of the work and not functions, because the compiler groups what it optimises by the type.
 #[doc(hidden)]
-pub trait Kernel<T> {
+pub trait Kernel<T>: Sized {
     /// What it returns.
     type Output;
     /// Does the work with the vectors of `S`.
     fn run<S: Simd<T>>(self, simd: S) -> Self::Output;
+
+    /// Does it with what every machine has.
+    #[inline(never)]
+    fn run_portable(self) -> Self::Output
+    where
+        Portable: Simd<T>,
+    {
+        self.run(Portable)
+    }
+
+    /// Does it with [`Level::Avx2`].
+    ///
+    /// # Safety
+    /// The machine has the level.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn run_avx2(self) -> Self::Output
+    where
+        Avx2: Simd<T>,
+    {
+        // SAFETY: the caller's.
+        self.run(unsafe { Avx2::new_unchecked() })
+    }
+
+    /// Does it with [`Level::Avx512`].
+    ///
+    /// # Safety
+    /// The machine has the level.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+    unsafe fn run_avx512(self) -> Self::Output
+    where
+        Avx512: Simd<T>,
+    {
+        // SAFETY: the caller's.
+        self.run(unsafe { Avx512::new_unchecked() })
+    }
 }
 
 /// Runs `kernel` at `level`, or at the portable level where the machine lacks it.
 #[inline]
 pub(crate) fn run<T, K: Kernel<T>>(level: Level, kernel: K) -> K::Output
 where
-    super::simd::Portable: Simd<T>,
-    super::simd::Avx2: Simd<T>,
-    super::simd::Avx512: Simd<T>,
+    Portable: Simd<T>,
+    Avx2: Simd<T>,
+    Avx512: Simd<T>,
 {
     match level {
+        // SAFETY: availability is checked by the match guard.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 if level.is_available() => {
-            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-            unsafe fn enter<T, K: Kernel<T>>(kernel: K) -> K::Output
-            where
-                super::simd::Avx512: Simd<T>,
-            {
-                // SAFETY: the caller has checked the features of the level.
-                kernel.run(unsafe { super::simd::Avx512::new_unchecked() })
-            }
-            // SAFETY: availability is checked by the match guard.
-            unsafe { enter(kernel) }
-        }
+        Level::Avx512 if level.is_available() => unsafe { kernel.run_avx512() },
+        // SAFETY: availability is checked by the match guard.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 if level.is_available() => {
-            #[target_feature(enable = "avx2,fma,f16c")]
-            unsafe fn enter<T, K: Kernel<T>>(kernel: K) -> K::Output
-            where
-                super::simd::Avx2: Simd<T>,
-            {
-                // SAFETY: the caller has checked the features of the level.
-                kernel.run(unsafe { super::simd::Avx2::new_unchecked() })
-            }
-            // SAFETY: availability is checked by the match guard.
-            unsafe { enter(kernel) }
-        }
-        _ => kernel.run(super::simd::Portable),
+        Level::Avx2 if level.is_available() => unsafe { kernel.run_avx2() },
+        _ => kernel.run_portable(),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::gemm::Output;
 use super::level::Kernel;
-use super::simd::{Simd, prefetch};
+use super::simd::{Simd, prefetch, vectors};
 use super::source::Source;
 use super::view::{Rows, RowsMut};
 use crate::exec::Policy;
@@ -113,7 +113,7 @@ unsafe fn lanes<T: Scalar, S: Simd<T>, W: Source, const Q: usize, const B: usize
     unsafe {
         for p in 0..job.inputs {
             let x = job.x.as_ptr().add(b * job.x.stride() + p * cols + j);
-            let xs: [S::V; B] = std::array::from_fn(|i| {
+            let xs: [S::V; B] = vectors(simd, |i| {
                 let x = x.add(i * job.x.stride());
                 if left >= S::LANES { simd.load(x) } else { simd.load_part(x, left) }
             });

@@ -6,7 +6,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::gemm::Job;
-use super::simd::{Simd, prefetch};
+use super::simd::{Simd, prefetch, vectors};
 use super::source::Source;
 use crate::matrix::Update;
 use crate::scalar::Scalar;
@@ -105,7 +105,7 @@ unsafe fn dot<
         while j + U * S::LANES <= cols {
             for u in 0..U {
                 let at = j + u * S::LANES;
-                let w: [S::V; R] = std::array::from_fn(|r| {
+                let w: [S::V; R] = vectors(simd, |r| {
                     if AHEAD {
                         prefetch(job.source.address(source_row + R + r, at));
                     }
@@ -122,7 +122,7 @@ unsafe fn dot<
         }
         while j < cols {
             let whole = j + S::LANES <= cols;
-            let xs: [S::V; B] = std::array::from_fn(|i| {
+            let xs: [S::V; B] = vectors(simd, |i| {
                 if whole { simd.load(x[i].add(j)) } else { simd.load_part(x[i].add(j), cols - j) }
             });
             for r in 0..R {
@@ -227,13 +227,13 @@ unsafe fn axpy<T: Scalar, S: Simd<T>, W: Source, const R: usize, const B: usize>
     unsafe {
         let x: [[S::V; B]; R] = std::array::from_fn(|r| {
             let feature = job.map.row_feature(block, row + r);
-            std::array::from_fn(|i| simd.splat(*job.x.as_ptr().add((b + i) * job.x.stride() + feature)))
+            vectors(simd, |i| simd.splat(*job.x.as_ptr().add((b + i) * job.x.stride() + feature)))
         });
         let y: [*mut T; B] =
             std::array::from_fn(|i| job.y.0.add((b + i) * job.y_stride + block * job.map.cols));
         let mut j = columns.start;
         while j + S::LANES <= columns.end {
-            let w: [S::V; R] = std::array::from_fn(|r| {
+            let w: [S::V; R] = vectors(simd, |r| {
                 prefetch(job.source.address(source_row + R + r, j));
                 job.source.load(simd, source_row + r, j)
             });
@@ -248,7 +248,7 @@ unsafe fn axpy<T: Scalar, S: Simd<T>, W: Source, const R: usize, const B: usize>
         }
         if j < columns.end {
             let left = columns.end - j;
-            let w: [S::V; R] = std::array::from_fn(|r| job.source.load_tail(simd, source_row + r, j));
+            let w: [S::V; R] = vectors(simd, |r| job.source.load_tail(simd, source_row + r, j));
             for i in 0..B {
                 let mut sum = if fresh { simd.zero() } else { simd.load_part(y[i].add(j), left) };
                 for r in 0..R {

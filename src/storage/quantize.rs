@@ -11,26 +11,24 @@ pub const GROUP: usize = 32;
 /// Scales tried per group of 4-bit codes, as fractions of the one that represents the largest magnitude.
 const SHRINK: [f64; 12] = [1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76, 0.73, 0.70, 0.67];
 
-/// Codes (row-major, one `i8` each) and scales (`rows x ceil(cols / GROUP)`) of the rows that `row` fills in.
+/// Codes (row-major, one `i8` each) and scales (`rows x ceil(cols / GROUP)`) of the rows that `fill` fills in.
 pub(super) fn int8(
-    rows: usize,
-    cols: usize,
-    row: impl FnMut(usize, &mut [f64]),
+    (rows, cols): (usize, usize),
+    fill: &mut dyn FnMut(usize, &mut [f64]),
 ) -> (AlignedVec<i8>, AlignedVec<bf16>) {
     let mut codes = AlignedVec::zeroed(rows * cols);
-    let scales = quantize(rows, cols, Codes::INT8, row, |i, j, code| codes[i * cols + j] = code);
+    let scales = quantize((rows, cols), Codes::INT8, fill, |i, j, code| codes[i * cols + j] = code);
     (codes, scales)
 }
 
 /// The same with 4-bit codes; code `j` of a row is the low (even `j`) or high nibble of byte `j / 2`, offset by 8.
 pub(super) fn int4(
-    rows: usize,
-    cols: usize,
-    row: impl FnMut(usize, &mut [f64]),
+    (rows, cols): (usize, usize),
+    fill: &mut dyn FnMut(usize, &mut [f64]),
 ) -> (AlignedVec<u8>, AlignedVec<bf16>) {
     let mut codes = nibbles(rows, cols);
     let scales =
-        quantize(rows, cols, Codes::INT4, row, |i, j, code| set_nibble(&mut codes, cols, (i, j), code));
+        quantize((rows, cols), Codes::INT4, fill, |i, j, code| set_nibble(&mut codes, cols, (i, j), code));
     (codes, scales)
 }
 
@@ -93,17 +91,16 @@ impl Codes {
 }
 
 fn quantize(
-    rows: usize,
-    cols: usize,
+    (rows, cols): (usize, usize),
     codes: Codes,
-    mut row: impl FnMut(usize, &mut [f64]),
+    fill: &mut dyn FnMut(usize, &mut [f64]),
     mut store: impl FnMut(usize, usize, i8),
 ) -> AlignedVec<bf16> {
     let groups = cols.div_ceil(GROUP);
     let mut scales = AlignedVec::zeroed(rows * groups);
     let mut values = vec![0.0; cols];
     for i in 0..rows {
-        row(i, &mut values);
+        fill(i, &mut values);
         for (g, group) in values.chunks(GROUP).enumerate() {
             let scale = codes.scale(group, &[1.0; GROUP]);
             scales[i * groups + g] = scale;

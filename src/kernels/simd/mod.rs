@@ -195,6 +195,21 @@ impl<'a, T, V: Copy, const N: usize> Table<'a, T, V, N> {
     }
 }
 
+/// `N` vectors; in less code than `std::array::from_fn`, as it is compiled into every kernel.
+#[inline(always)]
+pub(super) fn vectors<T, S: Simd<T>, const N: usize>(
+    simd: S,
+    mut vector: impl FnMut(usize) -> S::V,
+) -> [S::V; N] {
+    let mut vectors = [simd.zero(); N];
+    let mut i = 0;
+    while i < N {
+        vectors[i] = vector(i);
+        i += 1;
+    }
+    vectors
+}
+
 /// Transposes the first `LANES` vectors as a square matrix.
 #[inline(always)]
 pub(super) fn transpose<T, S: Simd<T>>(simd: S, rows: [S::V; 16]) -> [S::V; 16] {

@@ -1,13 +1,27 @@
 //! Plain Rust: the reference for the other levels.
 
 use super::Simd;
-use half::{bf16, f16};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 
-/// Arrays of eight as vectors; the compiler uses what the target's baseline has.
+/// Arrays of four as vectors: a register of 128 bits for `f32`, which is the baseline of x86-64 and of AArch64.
 #[derive(Debug, Clone, Copy)]
 pub struct Portable;
 
-const N: usize = 8;
+const N: usize = 4;
+
+/// `std::array::from_fn` in less code, which counts where it is compiled into every kernel.
+#[inline(always)]
+fn array<T>(mut number: impl FnMut(usize) -> T) -> [T; N] {
+    [number(0), number(1), number(2), number(3)]
+}
+
+/// Compiled once, as each conversion is long where it is not an instruction.
+#[inline(never)]
+fn widen(numbers: &[f16; N]) -> [f32; N] {
+    let mut wide = [0.0; N];
+    numbers.convert_to_f32_slice(&mut wide);
+    wide
+}
 
 macro_rules! portable {
     ($t:ty) => {
@@ -27,32 +41,32 @@ macro_rules! portable {
             }
             #[inline(always)]
             fn add(self, a: Self::V, b: Self::V) -> Self::V {
-                std::array::from_fn(|i| a[i] + b[i])
+                array(|i| a[i] + b[i])
             }
             #[inline(always)]
             fn sub(self, a: Self::V, b: Self::V) -> Self::V {
-                std::array::from_fn(|i| a[i] - b[i])
+                array(|i| a[i] - b[i])
             }
             #[inline(always)]
             fn mul(self, a: Self::V, b: Self::V) -> Self::V {
-                std::array::from_fn(|i| a[i] * b[i])
+                array(|i| a[i] * b[i])
             }
             #[inline(always)]
             fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-                std::array::from_fn(|i| a[i] * b[i] + c[i])
+                array(|i| a[i] * b[i] + c[i])
             }
             #[inline(always)]
             fn neg_mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-                std::array::from_fn(|i| c[i] - a[i] * b[i])
+                array(|i| c[i] - a[i] * b[i])
             }
             #[inline(always)]
             fn sum(self, a: Self::V) -> $t {
-                ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]))
+                (a[0] + a[2]) + (a[1] + a[3])
             }
             #[inline(always)]
             fn zip(self, a: Self::V, b: Self::V) -> (Self::V, Self::V) {
                 let pick = |k: usize| if k % 2 == 0 { a[k / 2] } else { b[k / 2] };
-                (std::array::from_fn(pick), std::array::from_fn(|i| pick(N + i)))
+                (array(pick), array(|i| pick(N + i)))
             }
             #[inline(always)]
             fn halves(self, a: Self::V, b: Self::V) -> (Self::V, Self::V) {
@@ -60,7 +74,7 @@ macro_rules! portable {
                 let pick = |i: usize| {
                     if i % N < half { a[i / N * half + i % N] } else { b[i / N * half + i % half] }
                 };
-                (std::array::from_fn(pick), std::array::from_fn(|i| pick(N + i)))
+                (array(pick), array(|i| pick(N + i)))
             }
             #[inline(always)]
             unsafe fn index(self, ptr: *const i32) -> Self::Index {
@@ -69,7 +83,7 @@ macro_rules! portable {
             }
             #[inline(always)]
             fn permute(self, a: Self::V, index: Self::Index) -> Self::V {
-                std::array::from_fn(|i| a[index[i] as usize % N])
+                array(|i| a[index[i] as usize % N])
             }
             #[inline(always)]
             unsafe fn load(self, ptr: *const $t) -> Self::V {
@@ -79,12 +93,12 @@ macro_rules! portable {
             #[inline(always)]
             unsafe fn gather(self, at: impl Fn(usize) -> [*const $t; 4]) -> Self::V {
                 // SAFETY: the caller vouches for every place.
-                std::array::from_fn(|i| unsafe { *at(i / 4)[i % 4] })
+                at(0).map(|place| unsafe { *place })
             }
             #[inline(always)]
             unsafe fn load_part(self, ptr: *const $t, len: usize) -> Self::V {
                 // SAFETY: the caller vouches for `len` reads.
-                std::array::from_fn(|i| if i < len { unsafe { *ptr.add(i) } } else { 0.0 })
+                array(|i| if i < len { unsafe { *ptr.add(i) } } else { 0.0 })
             }
             #[inline(always)]
             unsafe fn store_part(self, ptr: *mut $t, a: Self::V, len: usize) {
@@ -97,7 +111,7 @@ macro_rules! portable {
             unsafe fn load_lanes(self, ptr: *const $t, from: usize, to: usize) -> Self::V {
                 let inside = |i: usize| (from..to).contains(&i);
                 // SAFETY: the caller vouches for these reads.
-                std::array::from_fn(|i| if inside(i) { unsafe { *ptr.wrapping_add(i) } } else { 0.0 })
+                array(|i| if inside(i) { unsafe { *ptr.wrapping_add(i) } } else { 0.0 })
             }
             #[inline(always)]
             unsafe fn store_lanes(self, ptr: *mut $t, a: Self::V, from: usize, to: usize) {
@@ -114,31 +128,32 @@ macro_rules! portable {
             #[inline(always)]
             unsafe fn load_f32(self, ptr: *const f32) -> Self::V {
                 // SAFETY: the caller vouches for N reads.
-                std::array::from_fn(|i| unsafe { *ptr.add(i) as $t })
+                array(|i| unsafe { *ptr.add(i) as $t })
             }
             #[inline(always)]
             unsafe fn load_f64(self, ptr: *const f64) -> Self::V {
                 // SAFETY: the caller vouches for N reads.
-                std::array::from_fn(|i| unsafe { *ptr.add(i) as $t })
+                array(|i| unsafe { *ptr.add(i) as $t })
             }
             #[inline(always)]
             unsafe fn load_bf16(self, ptr: *const bf16) -> Self::V {
                 // SAFETY: the caller vouches for N reads.
-                std::array::from_fn(|i| unsafe { (*ptr.add(i)).to_f32() as $t })
+                let bits = |i: usize| u32::from(unsafe { *ptr.add(i) }.to_bits()) << 16;
+                array(|i| f32::from_bits(bits(i)) as $t)
             }
             #[inline(always)]
             unsafe fn load_f16(self, ptr: *const f16) -> Self::V {
-                // SAFETY: the caller vouches for N reads.
-                std::array::from_fn(|i| unsafe { (*ptr.add(i)).to_f32() as $t })
+                // SAFETY: the caller vouches for N reads; arrays of numbers are aligned as they are.
+                widen(unsafe { &*ptr.cast() }).map(|a| a as $t)
             }
             #[inline(always)]
             unsafe fn load_i8(self, ptr: *const i8) -> Self::V {
                 // SAFETY: the caller vouches for N reads.
-                std::array::from_fn(|i| unsafe { *ptr.add(i) as $t })
+                array(|i| unsafe { *ptr.add(i) as $t })
             }
             #[inline(always)]
             unsafe fn load_i4(self, ptr: *const u8) -> Self::V {
-                std::array::from_fn(|i| {
+                array(|i| {
                     // SAFETY: the caller vouches for N / 2 reads.
                     let byte = unsafe { *ptr.add(i / 2) };
                     (((byte >> (4 * (i % 2))) & 0xf) as i32 - 8) as $t

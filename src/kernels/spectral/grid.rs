@@ -5,7 +5,7 @@
 use super::{CHUNK, PAIR};
 use crate::kernels::AlignedVec;
 use crate::kernels::level::Kernel;
-use crate::kernels::simd::Simd;
+use crate::kernels::simd::{Simd, vectors};
 use crate::matrix::Op;
 use crate::scalar::Scalar;
 use num_complex::Complex;
@@ -177,8 +177,8 @@ impl<T: Scalar> Tile<T> {
             unsafe {
                 for j in 0..self.inputs {
                     let x = x.add(j * PAIR);
-                    let re: [S::V; R] = std::array::from_fn(|r| simd.load(x.add(r * self.rows.0)));
-                    let im: [S::V; R] = std::array::from_fn(|r| simd.load(x.add(r * self.rows.0 + CHUNK)));
+                    let re: [S::V; R] = vectors(simd, |r| simd.load(x.add(r * self.rows.0)));
+                    let im: [S::V; R] = vectors(simd, |r| simd.load(x.add(r * self.rows.0 + CHUNK)));
                     for (o, sums) in sums.iter_mut().enumerate() {
                         let w = w.add(j * self.strides.1 + o * self.strides.0);
                         let (wr, wi) = (simd.load(w), simd.load(w.add(CHUNK)));
