@@ -106,7 +106,8 @@ impl<T: Scalar, W: Source> Kernel<T> for Batches<'_, '_, T, W> {
                                 }
                             }
                         };
-                        let w = Stream { source: Numbers(weights), at: 0, width, len, scale: 0 };
+                        let w =
+                            Stream { source: Numbers(weights), at: 0, width, len, scale: 0, scale_width: 0 };
                         let end = start + outputs;
                         let io = &job.io;
                         T::dispatch(
@@ -146,28 +147,35 @@ impl<T: Scalar> Kernel<T> for Pack<'_, '_, T> {
                 let to = packed.add(group * len);
                 let x = io.x.as_ptr().add((first + group) * io.x.stride());
                 let mut k = 0;
-                if contiguous && rows == ROWS && S::LANES >= ROWS {
+                while k < len {
+                    // Steps whose inputs lie side by side.
+                    let run = if contiguous { len } else { map.group - (from + k) % map.group }.min(len - k);
+                    let (x, to) = (x.add(feature(from + k)), to.add(k * rows));
+                    k += run;
+                    if rows < ROWS || S::LANES < ROWS || run < ROWS / 2 {
+                        for (i, r) in (0..run).flat_map(|i| (0..rows).map(move |r| (i, r))) {
+                            *to.add(i * rows + r) = *x.add(r * io.x.stride() + i);
+                        }
+                        continue;
+                    }
                     // Squares of vectors; of longer vectors the first rows are wanted.
-                    while k + S::LANES <= len {
+                    for i in (0..run).step_by(S::LANES) {
+                        let count = S::LANES.min(run - i);
                         let mut square = [simd.zero(); 16];
                         for r in 0..ROWS {
-                            square[r] = simd.load(x.add(r * io.x.stride() + feature(from + k)));
+                            let x = x.add(r * io.x.stride() + i);
+                            square[r] =
+                                if count == S::LANES { simd.load(x) } else { simd.load_part(x, count) };
                         }
                         let square = transpose(simd, square);
-                        for i in 0..S::LANES {
+                        for k in 0..count {
+                            let to = to.add((i + k) * ROWS);
                             if S::LANES == ROWS {
-                                simd.store(to.add((k + i) * ROWS), square[i]);
+                                simd.store(to, square[k]);
                             } else {
-                                simd.store_part(to.add((k + i) * ROWS), square[i], ROWS);
+                                simd.store_part(to, square[k], ROWS);
                             }
                         }
-                        k += S::LANES;
-                    }
-                }
-                for k in k..len {
-                    let x = x.add(feature(from + k));
-                    for r in 0..rows {
-                        *to.add(k * rows + r) = *x.add(r * io.x.stride());
                     }
                 }
             }
@@ -257,21 +265,23 @@ unsafe fn decode_lanes<T: Scalar, S: Simd<T>, W: Source>(
     decoded: *mut T,
 ) {
     let (at, width) = packing.panel(job.first_block + block, start);
-    let scale = packing.panel_scales(job.first_block + block, start) + from / GROUP * width;
-    let at = at + from * width;
+    let scales = packing.panel_scales(job.first_block + block, start);
+    let (at, by_step) = (at + from * width, packing.lanes == Lanes::Cols);
     // SAFETY: the caller's.
     unsafe {
         for lane in (0..outputs).step_by(S::LANES) {
             for group in (0..len).step_by(GROUP) {
-                let scales = if W::SCALED {
-                    job.source.scales(simd, scale + group / GROUP * width + lane)
+                let of_lanes = if W::SCALED && !by_step {
+                    job.source.scales(simd, scales + (from + group) / GROUP * width + lane)
                 } else {
                     simd.zero()
                 };
                 for k in group..len.min(group + GROUP) {
                     let mut w = job.source.codes(simd, at + k * width + lane);
-                    if W::SCALED {
-                        w = simd.mul(w, scales);
+                    if W::SCALED && by_step {
+                        w = simd.mul(w, job.source.scale(simd, scales + from + k));
+                    } else if W::SCALED {
+                        w = simd.mul(w, of_lanes);
                     }
                     simd.store(decoded.add(k * PANEL + lane), w);
                 }
@@ -294,23 +304,28 @@ unsafe fn decode_steps<T: Scalar, S: Simd<T>, W: Source>(
     len: usize,
     decoded: *mut T,
 ) {
+    let by_step = packing.lanes == Lanes::Cols;
     // SAFETY: the caller's; `from` is a multiple of PANEL, so that vectors of lanes lie in one panel.
     unsafe {
         for lane in (0..len).step_by(S::LANES) {
             let first = (from + lane) / PANEL * PANEL;
             let (at, width) = packing.panel(job.first_block + block, first);
-            let scale = packing.panel_scales(job.first_block + block, first);
+            let scales = packing.panel_scales(job.first_block + block, first);
             let inside = from + lane - first;
             for step in (0..outputs).step_by(S::LANES) {
                 let mut square = [simd.zero(); 16];
-                let scales = if W::SCALED {
-                    job.source.scales(simd, scale + (start + step) / GROUP * width + inside)
+                let of_lanes = if W::SCALED && !by_step {
+                    job.source.scales(simd, scales + (start + step) / GROUP * width + inside)
                 } else {
                     simd.zero()
                 };
                 for i in 0..S::LANES.min(outputs - step) {
                     let w = job.source.codes(simd, at + (start + step + i) * width + inside);
-                    square[i] = if W::SCALED { simd.mul(w, scales) } else { w };
+                    square[i] = match W::SCALED {
+                        false => w,
+                        true if by_step => simd.mul(w, job.source.scale(simd, scales + start + step + i)),
+                        true => simd.mul(w, of_lanes),
+                    };
                 }
                 let square = transpose(simd, square);
                 for i in 0..S::LANES.min(len - lane) {
@@ -389,6 +404,10 @@ impl<N: Scalar> Stored for Numbers<N> {
     }
     #[inline(always)]
     unsafe fn scales<T: Scalar, S: Simd<T>>(&self, simd: S, _: usize) -> S::V {
+        simd.splat(T::one())
+    }
+    #[inline(always)]
+    unsafe fn scale<T: Scalar, S: Simd<T>>(&self, simd: S, _: usize) -> S::V {
         simd.splat(T::one())
     }
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use super::batches::{self, Batches};
 use super::level::{Kernel, Level};
-use super::packing::{Lanes, Packing};
+use super::packing::Packing;
 use super::simd::Simd;
 use super::source::Source;
 use super::view::{Rows, RowsMut};
@@ -168,12 +168,11 @@ pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_
     let work = map.blocks.saturating_mul(map.rows).saturating_mul(map.cols).saturating_mul(x.rows());
     if let Some(packing) = packing {
         if packing.is_shared() {
-            assert!(first == 0 && packing.shared_map() == Packing::lanes_of(map, packing.lanes));
+            assert!(first == 0 && packing.shares(map));
             return narrow::multiply(source, packing, io, policy.tasks(work), policy.level);
         }
-        // Panels are used whole, and along their steps inputs are read as they lie.
-        let fits = packing.rows == map.rows && packing.cols == map.cols && first.is_multiple_of(map.rows);
-        assert!(fits && (packing.lanes == Lanes::Rows || map.rows_contiguous()));
+        // Panels are used whole.
+        assert!(packing.rows == map.rows && packing.cols == map.cols && first.is_multiple_of(map.rows));
     }
     let job = Job {
         source,
@@ -320,7 +319,7 @@ mod tests {
         let packed = [Op::Forward, Op::Transpose].map(|op| factor.clone().packed(op, blocks));
         let shared = [Op::Forward, Op::Transpose].map(|op| factor.clone().packed_for(op, map));
         for (factor, update) in std::iter::once(&factor)
-            .chain(packed.iter().chain(&shared).filter(|p| p.serves(&map)))
+            .chain(packed.iter().chain(&shared))
             .flat_map(|f| [(f, Update::Overwrite), (f, Update::Accumulate)])
         {
             let before = if update == Update::Overwrite { f64::NAN } else { 2.0 };
@@ -446,6 +445,60 @@ mod tests {
                         };
                         for (a, b) in product(&factor).into_iter().zip(product(&packed)) {
                             assert!((a - b).abs() < 1e-9, "{storage} {map:?} {op:?} {level}: {a}, {b}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Scales along the steps of panels, and along their lanes.
+    #[test]
+    fn coarse_panels_multiply_as_their_rows() {
+        let maps = [
+            PanelMap::contiguous(1, 70, 65),
+            PanelMap::contiguous(1, 33, 1100),
+            PanelMap::contiguous(1, 1100, 100),
+            PanelMap::contiguous(3, 40, 16),
+            PanelMap::interleaved(5, 18, 20, 1),
+        ];
+        for level in Level::available() {
+            let policy = Policy { level, ..Policy::default() };
+            for (map, storage) in maps.iter().flat_map(|map| [(map, Storage::Int8), (map, Storage::Int4)]) {
+                let PanelMap { blocks, rows, cols, .. } = *map;
+                // Groups of very unlike scales.
+                let value = |b: usize, i: usize, j: usize| {
+                    (number((b * rows + i) * cols + j) + 0.3) * (1 + (i * 7 + j / 32 * 5) % 11) as f64
+                };
+                let factor = Factor::from_fn(storage, (blocks, rows, cols), value);
+                for packed in [Op::Forward, Op::Transpose].map(|op| factor.clone().packed(op, blocks)) {
+                    assert_eq!(*packed.to_rows(), factor);
+                    assert!(
+                        (0..cols)
+                            .all(|j| packed.get(blocks - 1, rows - 1, j)
+                                == factor.get(blocks - 1, rows - 1, j))
+                    );
+                    for (op, batch) in [Op::Forward, Op::Transpose]
+                        .into_iter()
+                        .flat_map(|op| [1, 2, 3, 5, 40].map(|batch| (op, batch)))
+                    {
+                        let (outputs, inputs) = op.order(blocks * rows, blocks * cols);
+                        let x: Vec<f64> = (0..batch * inputs).map(|i| number(i + 5)).collect();
+                        let product = |factor: &Factor, update: Update| {
+                            let mut y = vec![1.5; batch * outputs];
+                            let xs = Rows::new(&x, batch, inputs, inputs);
+                            let ys = RowsMut::new(&mut y, batch, outputs, outputs);
+                            factor.multiply_blocks(*map, op, xs, ys, update, policy);
+                            y
+                        };
+                        for update in [Update::Overwrite, Update::Accumulate] {
+                            let pairs = product(&factor, update).into_iter().zip(product(&packed, update));
+                            for (o, (a, b)) in pairs.enumerate() {
+                                assert!(
+                                    (a - b).abs() <= 1e-6 * a.abs().max(1.0),
+                                    "{storage} {map:?} {op:?} batch {batch} {level}, output {o}: {a}, {b}"
+                                );
+                            }
                         }
                     }
                 }

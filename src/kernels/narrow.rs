@@ -10,7 +10,7 @@ use super::batches::Aligned;
 use super::gemm::{Io, Output, PanelMap};
 use super::level::{Kernel, Level};
 use super::packing::{FEWEST, Lanes, PANEL, Packing};
-use super::simd::{Simd, shuffle, transpose};
+use super::simd::{Simd, shuffle, transpose, vectors};
 use super::source::Source;
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
@@ -66,6 +66,8 @@ struct Task<'a, T, W> {
     packing: Packing,
     /// The blocks, their lanes as rows.
     map: PanelMap,
+    /// The blocks, their steps as rows.
+    steps: PanelMap,
     io: Io<'a, T>,
     /// Lanes to produce; all of them where the outputs are steps.
     lanes: Range<usize>,
@@ -80,8 +82,8 @@ pub(super) fn multiply<T: Scalar, W: Source>(
     tasks: usize,
     level: Level,
 ) {
-    if let Some(map) = packing.shared_map() {
-        split(&Task { source, packing, map, io, lanes: 0..packing.n_lanes() }, tasks, level);
+    if let (Some(map), Some(steps)) = (packing.shared_map(), packing.step_map()) {
+        split(&Task { source, packing, map, steps, io, lanes: 0..packing.n_lanes() }, tasks, level);
     }
 }
 
@@ -107,8 +109,9 @@ impl<'a, T, W: Source> Task<'a, T, W> {
 
     /// Two tasks that together are this one, where it can be divided: no sum is.
     fn halves(&self) -> Option<(Self, Self)> {
-        let (source, packing, map, rows) = (self.source, self.packing, self.map, self.io.x.rows());
-        let part = |io, lanes| Self { source, packing, map, io, lanes };
+        let Self { source, packing, map, steps, .. } = *self;
+        let rows = self.io.x.rows();
+        let part = |io, lanes| Self { source, packing, map, steps, io, lanes };
         if rows > 1 {
             let at = rows / 2;
             let left = Io { x: self.io.x.batch(0..at), ..self.io };
@@ -203,6 +206,8 @@ unsafe fn lanes<T: Scalar, S: Simd<T>, W: Source, const R: usize>(
     let repeated = blocks < S::LANES && blocks.is_power_of_two();
     let stride = if repeated { S::LANES } else { (most.div_ceil(S::LANES) + 1) * S::LANES };
     let steps = if depth <= GROUP { depth } else { TURNED / stride / GROUP * GROUP };
+    // Steps whose inputs lie side by side; where these are not all, all steps are turned at once.
+    let own = task.steps.group;
     // SAFETY: the caller's; there is room for `steps` strides.
     unsafe {
         let mut row = 0;
@@ -216,10 +221,11 @@ unsafe fn lanes<T: Scalar, S: Simd<T>, W: Source, const R: usize>(
                 for from in (0..depth).step_by(steps) {
                     let len = steps.min(depth - from);
                     let turned = Turned { numbers, stride, first, blocks: count, from, len };
-                    for r in 0..together {
-                        let x = x.add(r * task.io.x.stride() + first * depth + from);
-                        let numbers = numbers.add(r * TURNED);
-                        T::dispatch(level, Turn { x, depth, turned: Turned { numbers, ..turned } });
+                    for (r, q) in (0..together).flat_map(|r| (0..depth / own).map(move |q| (r, q))) {
+                        let x = x.add(r * task.io.x.stride() + (q * blocks + first) * own + from);
+                        let numbers = numbers.add(r * TURNED + q * own * stride);
+                        let turned = Turned { numbers, len: len.min(own), ..turned };
+                        T::dispatch(level, Turn { x, depth: own, turned });
                     }
                     // Lanes of some blocks lie apart, group by group.
                     for i in 0..if count == blocks { 1 } else { rows / group } {
@@ -260,7 +266,7 @@ impl<T: Scalar> Kernel<T> for Turn<T> {
             if repeated && len == depth {
                 macro_rules! all {
                     ($n:expr) => {{
-                        let vectors: [S::V; $n] = std::array::from_fn(|v| simd.load(x.add(v * S::LANES)));
+                        let vectors: [S::V; $n] = vectors(simd, |v| simd.load(x.add(v * S::LANES)));
                         let vectors = shuffle(simd, vectors, blocks.ilog2());
                         let rows = &REPEATED[blocks.ilog2() as usize];
                         let each = S::LANES / blocks;
@@ -286,8 +292,7 @@ impl<T: Scalar> Kernel<T> for Turn<T> {
                     ($n:expr) => {{
                         while done + S::LANES <= blocks {
                             let from = x.add(done * depth);
-                            let vectors: [S::V; $n] =
-                                std::array::from_fn(|v| simd.load(from.add(v * S::LANES)));
+                            let vectors: [S::V; $n] = vectors(simd, |v| simd.load(from.add(v * S::LANES)));
                             let vectors = shuffle(simd, vectors, S::LANES.ilog2());
                             for v in 0..$n {
                                 simd.store(numbers.add(v * stride + done), vectors[v]);
@@ -298,6 +303,7 @@ impl<T: Scalar> Kernel<T> for Turn<T> {
                 }
                 // As many blocks as lanes in whole vectors.
                 match depth {
+                    1 => groups!(1),
                     2 => groups!(2),
                     4 => groups!(4),
                     8 => groups!(8),
@@ -476,6 +482,7 @@ unsafe fn steps<T: Scalar, S: Simd<T>, W: Source>(simd: S, task: &Task<'_, T, W>
     // Sums of a block in whole vectors where there is room: parts of vectors that overlap are read back late.
     let wide = depth.next_multiple_of(S::LANES);
     let keeps = blocks.saturating_mul(wide) <= KEPT;
+    let together = task.steps.rows_contiguous();
     // SAFETY: the caller's; kept sums have room for all blocks.
     unsafe {
         for row in 0..task.io.x.rows() {
@@ -527,9 +534,16 @@ unsafe fn steps<T: Scalar, S: Simd<T>, W: Source>(simd: S, task: &Task<'_, T, W>
                     if keeps {
                         let out = kept.add(block * wide + from);
                         simd.store(out, simd.add(simd.load(out), sum));
-                    } else {
+                    } else if together {
                         let out = y.add(block * depth + from);
                         simd.store_part(out, simd.add(simd.load_part(out, steps), sum), steps);
+                    } else {
+                        let mut sums = [T::default(); MAX_LANES];
+                        simd.store(sums.as_mut_ptr(), sum);
+                        for (k, sum) in sums.iter().enumerate().take(steps) {
+                            let out = y.add(task.steps.row_feature(block, from + k));
+                            *out = *out + *sum;
+                        }
                     }
                     (i, phase) = (end, 0);
                     block = if block + 1 == blocks { 0 } else { block + 1 };
@@ -537,10 +551,10 @@ unsafe fn steps<T: Scalar, S: Simd<T>, W: Source>(simd: S, task: &Task<'_, T, W>
             }
             if keeps {
                 for block in 0..blocks {
-                    let (kept, y) = (kept.add(block * wide), y.add(block * depth));
+                    let kept = kept.add(block * wide);
                     for k in 0..depth {
-                        let sum = *kept.add(k);
-                        *y.add(k) = if task.io.update == Update::Overwrite { sum } else { *y.add(k) + sum };
+                        let (sum, y) = (*kept.add(k), y.add(task.steps.row_feature(block, k)));
+                        *y = if task.io.update == Update::Overwrite { sum } else { *y + sum };
                     }
                 }
             }

@@ -5,6 +5,10 @@
 //! step's numbers in lanes that are dropped, and [`SLACK`] numbers beyond the last one may be read.
 //!
 //! Blocks too narrow to fill a vector share panels: the lanes are those of all blocks, in the order of their features.
+//!
+//! Integer codes have a scale for each [`GROUP`] numbers of a row. Where lanes are rows, a panel has a row of scales for each group of steps; where
+//! they are columns, the lanes of a panel are one group, and each step has one scale, by which its input is multiplied. Vectors of lanes then find
+//! ones after the last scale.
 
 use super::gemm::PanelMap;
 use crate::storage::GROUP;
@@ -49,33 +53,47 @@ struct Shared {
     blocks: NonZeroU32,
     /// Lanes of a block that stay together.
     group: NonZeroU32,
+    /// Features of a block on the other side that stay together.
+    step_group: NonZeroU32,
+}
+
+impl Shared {
+    /// `None` for empty or huge stacks.
+    fn of(stack: PanelMap, lanes: Lanes) -> Option<Self> {
+        let (group, step_group) = match lanes {
+            Lanes::Rows => (stack.group, stack.cols),
+            Lanes::Cols => (stack.cols, stack.group),
+        };
+        let few = |number: usize| NonZeroU32::new(u32::try_from(number).ok()?);
+        Some(Self { blocks: few(stack.blocks)?, group: few(group)?, step_group: few(step_group)? })
+    }
 }
 
 impl Packing {
-    /// `None` where panels would be narrow, or scales would lie along the lanes.
+    /// `None` where panels would be narrow.
     pub(crate) fn new(
         (blocks, rows, cols): (usize, usize, usize),
         lanes: Lanes,
-        scaled: bool,
         paired: bool,
     ) -> Option<Self> {
         let packing = Self { blocks, rows, cols, lanes, paired, shared: None };
         let worth = packing.n_lanes() >= FEWEST && packing.depth() > 0 && blocks > 0;
-        (worth && !(scaled && lanes == Lanes::Cols)).then_some(packing)
+        worth.then_some(packing)
     }
 
-    /// Panels shared by the blocks of a stack; `None` where they are wide enough by themselves, or long.
+    /// Panels shared by the blocks of a stack; `None` where they are wide enough by themselves, or long, or lanes have groups of scales.
     pub(crate) fn shared(stack: PanelMap, lanes: Lanes, scaled: bool, paired: bool) -> Option<Self> {
-        let map = Self::lanes_of(stack, lanes)?;
-        let all = map.blocks * map.rows;
-        let (rows, cols) = if lanes == Lanes::Rows { (all, map.cols) } else { (map.cols, all) };
-        let narrow = map.blocks > 1 && map.rows < FEWEST && all >= FEWEST;
-        let worth = narrow && map.cols > 0 && map.cols <= MOST_SHARED;
+        let PanelMap { blocks, rows, cols, .. } = stack;
+        let (shared, (own, depth)) =
+            (Shared::of(stack, lanes)?, if lanes == Lanes::Rows { (rows, cols) } else { (cols, rows) });
+        let all = blocks * own;
+        let (rows, cols) = if lanes == Lanes::Rows { (all, depth) } else { (depth, all) };
+        let narrow = blocks > 1 && own < FEWEST && all >= FEWEST;
+        let consecutive = shared.step_group.get() as usize == depth;
+        let worth = narrow && depth <= if consecutive { MOST_SHARED } else { GROUP };
         // Where two numbers share a byte, groups of all blocks start at whole bytes.
-        let odd = paired && !(map.blocks * map.group).is_multiple_of(2);
-        let few = |number: usize| NonZeroU32::new(u32::try_from(number).ok()?);
-        let shared = Some(Shared { blocks: few(map.blocks)?, group: few(map.group)? });
-        let packing = Self { blocks: 1, rows, cols, lanes, paired, shared };
+        let odd = paired && !(blocks * shared.group.get() as usize).is_multiple_of(2);
+        let packing = Self { blocks: 1, rows, cols, lanes, paired, shared: Some(shared) };
         (worth && !odd && !(scaled && lanes == Lanes::Cols)).then_some(packing)
     }
 
@@ -88,19 +106,25 @@ impl Packing {
     /// The blocks that share the panels, their lanes as rows.
     #[inline(always)]
     pub(crate) fn shared_map(&self) -> Option<PanelMap> {
-        let Shared { blocks, group } = self.shared?;
+        let Shared { blocks, group, .. } = self.shared?;
         let (blocks, group) = (blocks.get() as usize, group.get() as usize);
         Some(PanelMap { blocks, rows: self.n_lanes() / blocks, cols: self.depth(), group })
     }
 
-    /// The stack with its lanes as rows; `None` where steps do not lie side by side.
-    pub(crate) fn lanes_of(stack: PanelMap, lanes: Lanes) -> Option<PanelMap> {
-        match lanes {
-            Lanes::Rows => Some(stack),
-            Lanes::Cols => {
-                stack.rows_contiguous().then(|| PanelMap::contiguous(stack.blocks, stack.cols, stack.rows))
-            }
-        }
+    /// Whether these are the blocks that share the panels.
+    #[inline(always)]
+    pub(crate) fn shares(&self, stack: PanelMap) -> bool {
+        let (rows, cols) = if self.lanes == Lanes::Rows { (1, stack.blocks) } else { (stack.blocks, 1) };
+        self.shared == Shared::of(stack, self.lanes)
+            && (self.rows * rows, self.cols * cols) == (stack.rows * stack.blocks, stack.cols * stack.blocks)
+    }
+
+    /// Where the features of the blocks that share the panels lie on the side of the steps.
+    #[inline(always)]
+    pub(crate) fn step_map(&self) -> Option<PanelMap> {
+        let map = self.shared_map()?;
+        let group = self.shared?.step_group.get() as usize;
+        Some(PanelMap { rows: map.cols, cols: map.rows, group, ..map })
     }
 
     /// Block, lane and step of the number at `(row, col)` of the blocks one below the other.
@@ -142,10 +166,19 @@ impl Packing {
         ((block * stored + lane) * self.depth(), PANEL.min(stored - lane))
     }
 
-    /// First scale of the panel that starts at `lane`; each group of steps has one per lane.
+    /// First scale of the panel that starts at `lane`: each group of steps has one per lane, or each step has one.
     #[inline(always)]
     pub(crate) fn panel_scales(&self, block: usize, lane: usize) -> usize {
-        (block * self.stored() + lane) * self.depth().div_ceil(GROUP)
+        match self.lanes {
+            Lanes::Rows => (block * self.stored() + lane) * self.depth().div_ceil(GROUP),
+            Lanes::Cols => (block * self.n_lanes().div_ceil(GROUP) + lane / GROUP) * self.depth(),
+        }
+    }
+
+    /// Where a panel of ones lies, for lanes whose steps have the scales.
+    #[inline(always)]
+    pub(crate) fn ones(&self) -> usize {
+        self.panel_scales(self.blocks, 0)
     }
 
     /// Numbers, without the slack.
@@ -155,7 +188,7 @@ impl Packing {
 
     /// Scales, without the slack.
     pub(crate) fn scales_len(&self) -> usize {
-        self.blocks * self.stored() * self.depth().div_ceil(GROUP)
+        self.ones() + if self.lanes == Lanes::Cols { PANEL } else { 0 }
     }
 
     /// Where the number at `(row, col)` of the blocks one below the other lies.
@@ -169,9 +202,12 @@ impl Packing {
     /// Where its scale lies.
     #[inline(always)]
     pub(crate) fn scale_index(&self, row: usize, col: usize) -> usize {
-        let (block, lane, _) = self.place(row, col);
+        let (block, lane, step) = self.place(row, col);
         let first = lane / PANEL * PANEL;
-        let (_, width) = self.panel(block, first);
-        self.panel_scales(block, first) + col / GROUP * width + lane % PANEL
+        let scales = self.panel_scales(block, first);
+        match self.lanes {
+            Lanes::Rows => scales + col / GROUP * self.panel(block, first).1 + lane % PANEL,
+            Lanes::Cols => scales + step,
+        }
     }
 }

@@ -3,9 +3,10 @@
 // Tiles are arrays of constant size: with indices the compiler keeps them in registers.
 #![allow(clippy::needless_range_loop)]
 
-use super::gemm::{Io, Job};
+use super::batches::Aligned;
+use super::gemm::{Io, Job, PanelMap};
 use super::packing::{Lanes, PANEL, Packing};
-use super::simd::{Simd, prefetch, sums};
+use super::simd::{Simd, prefetch, sums, vectors};
 use super::source::{Source, Stored};
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
@@ -23,7 +24,14 @@ const LEAST_RUN: usize = 4;
 /// Lanes whose inputs are gathered at a time for products whose outputs are the steps.
 const GATHERED: usize = 1024;
 
-/// Some weights of a panel: `len` steps from number `at` on, `width` numbers apart, with scales from `scale` on.
+/// Batch rows of a product.
+const MOST: usize = 3;
+
+/// Steps whose inputs are copied at a time.
+const COPIED: usize = 512;
+
+/// Some weights of a panel: `len` steps from number `at` on, `width` numbers apart, with scales from `scale` on, those of the next group of steps
+/// `scale_width` further.
 #[derive(Clone, Copy)]
 pub(super) struct Stream<W> {
     pub(super) source: W,
@@ -31,6 +39,7 @@ pub(super) struct Stream<W> {
     pub(super) width: usize,
     pub(super) len: usize,
     pub(super) scale: usize,
+    pub(super) scale_width: usize,
 }
 
 /// Inputs of a tile: batch rows `row` apart, steps `step` apart.
@@ -79,7 +88,7 @@ pub(super) unsafe fn tile<
                             prefetch(w.source.stream_address(at).wrapping_add(far + 64));
                         }
                     }
-                    let ws: [S::V; V] = std::array::from_fn(|v| w.source.codes(simd, at + v * S::LANES));
+                    let ws: [S::V; V] = vectors(simd, |v| w.source.codes(simd, at + v * S::LANES));
                     for r in 0..R {
                         let x = simd.splat(*x.first.add(r * x.row + (k + $u) * x.step));
                         for v in 0..V {
@@ -112,7 +121,7 @@ pub(super) unsafe fn tile<
                     };
                 }
             }
-            scale += w.width;
+            scale += w.scale_width;
             from = to;
         }
     }
@@ -200,9 +209,15 @@ pub(super) unsafe fn multiply<T: Scalar, S: Simd<T>, W: Source>(
     // SAFETY: the caller's.
     unsafe {
         if (packing.lanes == Lanes::Rows) == (job.op == Op::Forward) {
-            match job.source.rows() * job.source.cols() {
-                STREAMED.. => lanes::<T, S, W, true>(simd, job, packing),
-                _ => lanes::<T, S, W, false>(simd, job, packing),
+            let (mut row, batch) = (0, job.x.rows());
+            let streamed = job.source.rows() * job.source.cols() >= STREAMED;
+            while row < batch {
+                row += match batch - row {
+                    1 if streamed => lanes::<T, S, W, 1, 4, 2, true>(simd, job, packing, row),
+                    1 => lanes::<T, S, W, 1, 4, 2, false>(simd, job, packing, row),
+                    2 => lanes::<T, S, W, 2, 2, 2, false>(simd, job, packing, row),
+                    _ => lanes::<T, S, W, 3, 2, 1, false>(simd, job, packing, row),
+                };
             }
         } else {
             steps(simd, job, packing);
@@ -210,31 +225,32 @@ pub(super) unsafe fn multiply<T: Scalar, S: Simd<T>, W: Source>(
     }
 }
 
-/// Outputs are lanes.
+/// Outputs are lanes, for `R` batch rows. Returns `R`.
 #[inline(always)]
-unsafe fn lanes<T: Scalar, S: Simd<T>, W: Source, const FAR: bool>(
+unsafe fn lanes<
+    T: Scalar,
+    S: Simd<T>,
+    W: Source,
+    const R: usize,
+    const V: usize,
+    const U: usize,
+    const FAR: bool,
+>(
     simd: S,
     job: &Job<'_, T, W>,
     packing: Packing,
-) {
-    // SAFETY: blocks and lanes are in range by the loop bounds and the job's promise.
-    unsafe {
-        for block in job.blocks.clone() {
-            for lane in job.outputs.clone().step_by(PANEL) {
-                let mut row = 0;
-                while row < job.x.rows() {
-                    row += match job.x.rows() - row {
-                        1 => panel::<T, S, W, 1, 4, 2, FAR>(simd, job, packing, block, lane, row),
-                        2 => panel::<T, S, W, 2, 2, 2, false>(simd, job, packing, block, lane, row),
-                        _ => panel::<T, S, W, 3, 2, 1, false>(simd, job, packing, block, lane, row),
-                    };
-                }
-            }
+    row: usize,
+) -> usize {
+    for block in job.blocks.clone() {
+        for lane in job.outputs.clone().step_by(PANEL) {
+            // SAFETY: blocks and lanes are in range by the job's promise, batch rows by the caller's.
+            unsafe { panel::<T, S, W, R, V, U, FAR>(simd, job, packing, block, lane, row) };
         }
     }
+    R
 }
 
-/// The lanes of one panel for `R` batch rows, up to `V` vectors at a time. Returns `R`.
+/// The lanes of one panel for `R` batch rows, up to `V` vectors at a time.
 #[inline(always)]
 unsafe fn panel<
     T: Scalar,
@@ -251,42 +267,127 @@ unsafe fn panel<
     block: usize,
     lane: usize,
     row: usize,
-) -> usize {
+) {
     let (at, width) = packing.panel(job.first_block + block, lane);
     let scale = packing.panel_scales(job.first_block + block, lane);
     let depth = packing.depth();
     let end = job.outputs.end.min(lane + PANEL);
-    let first = block * depth;
-    let overwrite = job.update == Update::Overwrite;
-    // SAFETY: the caller's; the depth side is contiguous in x.
+    // Steps with scales hand them to their inputs, and inputs that lie apart are gathered, some at a time.
+    let by_step = W::SCALED && packing.lanes == Lanes::Cols;
+    let apart = job.op == Op::Transpose && !job.map.rows_contiguous();
+    let most = if by_step || apart { COPIED } else { depth };
+    let mut copied = Aligned::<T, { MOST * COPIED + 16 }>::new();
+    let copied = copied.pointer();
+    // SAFETY: the caller's; a panel of ones follows the last scale.
     unsafe {
-        let x =
-            Inputs { first: job.x.as_ptr().add(row * job.x.stride() + first), row: job.x.stride(), step: 1 };
-        let mut from = 0;
-        while lane + from < end {
-            let stream = Stream { source: job.source, at: at + from, width, len: depth, scale: scale + from };
-            let left = end - lane - from;
-            macro_rules! part {
-                ($v:expr, $u:expr) => {{
-                    let sums = tile::<T, S, W, R, $v, $u, FAR>(simd, stream, x, AHEAD);
-                    for r in 0..R {
-                        put(simd, &job.io, block, row + r, lane + from, end, &sums[r], overwrite);
-                    }
-                    from += $v * S::LANES;
-                }};
+        let first = job.x.as_ptr().add(row * job.x.stride());
+        for k in (0..depth).step_by(most) {
+            let len = most.min(depth - k);
+            let at_rest = if apart { 0 } else { block * depth + k };
+            let mut x = Inputs { first: first.add(at_rest), row: job.x.stride(), step: 1 };
+            if apart {
+                for r in 0..R {
+                    gather_rows(
+                        simd,
+                        job.map,
+                        block,
+                        k..k + len,
+                        x.first.add(r * x.row),
+                        copied.add(r * COPIED),
+                    );
+                }
+                x = Inputs { first: copied, row: COPIED, step: 1 };
             }
-            if R == 1 && left > 2 * S::LANES && V == 4 {
-                part!(4, 2);
-            } else if left > S::LANES {
-                if R == 1 { part!(2, 4) } else { part!(2, U) }
-            } else if R == 1 {
-                part!(1, 4);
-            } else {
-                part!(1, 2);
+            if by_step {
+                for r in 0..R {
+                    let (from, to) = (x.first.add(r * x.row), copied.add(r * COPIED));
+                    scale_steps(simd, job.source, scale + k, from, to, len);
+                }
+                x = Inputs { first: copied, row: COPIED, step: 1 };
+            }
+            let overwrite = k == 0 && job.update == Update::Overwrite;
+            let at = at + k * width;
+            let mut from = 0;
+            while lane + from < end {
+                let (scale, scale_width) = if by_step { (packing.ones(), 0) } else { (scale + from, width) };
+                let stream = Stream { source: job.source, at: at + from, width, len, scale, scale_width };
+                let left = end - lane - from;
+                macro_rules! part {
+                    ($v:expr, $u:expr) => {{
+                        let sums = tile::<T, S, W, R, $v, $u, FAR>(simd, stream, x, AHEAD);
+                        for r in 0..R {
+                            put(simd, &job.io, block, row + r, lane + from, end, &sums[r], overwrite);
+                        }
+                        from += $v * S::LANES;
+                    }};
+                }
+                if R == 1 && left > 2 * S::LANES && V == 4 {
+                    part!(4, 2);
+                } else if left > S::LANES {
+                    if R == 1 { part!(2, 4) } else { part!(2, U) }
+                } else if R == 1 {
+                    part!(1, 4);
+                } else {
+                    part!(1, 2);
+                }
             }
         }
     }
-    R
+}
+
+/// Rows `rows` of a block, at most `COPIED`, side by side.
+///
+/// # Safety
+/// They are features of `x`, and `to` has room for `COPIED` numbers and a vector.
+#[inline(always)]
+unsafe fn gather_rows<T: Scalar, S: Simd<T>>(
+    simd: S,
+    map: PanelMap,
+    block: usize,
+    rows: std::ops::Range<usize>,
+    x: *const T,
+    to: *mut T,
+) {
+    let (mut i, end) = (rows.start, rows.end);
+    while i < end {
+        // Groups lie as far apart as all blocks have numbers in them; divisions cost more than a short group.
+        let run = if i == 0 { map.group } else { map.group - i % map.group }.min(end - i);
+        // SAFETY: the caller's; what a vector writes beyond a group is written again.
+        unsafe {
+            let (x, to) = (x.add(map.row_feature(block, i)), to.add(i - rows.start));
+            for v in (0..run).step_by(S::LANES) {
+                let left = run - v;
+                simd.store(
+                    to.add(v),
+                    if left >= S::LANES { simd.load(x.add(v)) } else { simd.load_part(x.add(v), left) },
+                );
+            }
+        }
+        i += run;
+    }
+}
+
+/// Inputs of `len <= COPIED` steps times their scales, from scale `at` on. They may be written where they lie.
+///
+/// # Safety
+/// There are so many inputs and scales, a panel of numbers follows the scales, and `to` has room for `COPIED`.
+#[inline(always)]
+unsafe fn scale_steps<T: Scalar, S: Simd<T>, W: Source>(
+    simd: S,
+    source: W,
+    at: usize,
+    x: *const T,
+    to: *mut T,
+    len: usize,
+) {
+    // SAFETY: the caller's; `COPIED` is a multiple of every vector length.
+    unsafe {
+        for k in (0..len).step_by(S::LANES) {
+            let left = len - k;
+            let xs = if left >= S::LANES { simd.load(x.add(k)) } else { simd.load_part(x.add(k), left) };
+            simd.store(to.add(k), simd.mul(xs, source.scales(simd, at + k)));
+        }
+    }
 }
 
 /// Outputs are steps, each a sum over lanes.
@@ -294,8 +395,9 @@ unsafe fn panel<
 unsafe fn steps<T: Scalar, S: Simd<T>, W: Source>(simd: S, job: &Job<'_, T, W>, packing: Packing) {
     let (map, n_lanes, width) = (job.map, packing.n_lanes(), PANEL / S::LANES);
     let forward = job.op == Op::Forward;
+    let by_step = W::SCALED && packing.lanes == Lanes::Cols;
     // Lanes beyond those wanted are multiplied by zeros.
-    let mut x = super::batches::Aligned::<T, GATHERED>::new();
+    let mut x = Aligned::<T, GATHERED>::new();
     let x = x.pointer();
     // SAFETY: blocks, lanes and steps are in range by the loop bounds and the job's promise; `x` has room for GATHERED lanes.
     unsafe {
@@ -317,18 +419,24 @@ unsafe fn steps<T: Scalar, S: Simd<T>, W: Source>(simd: S, job: &Job<'_, T, W>, 
                         let mut square = [simd.zero(); 16];
                         for lane in (0..count).step_by(PANEL) {
                             let (at, stride) = packing.panel(job.first_block + block, first + lane);
-                            let scale = packing.panel_scales(job.first_block + block, first + lane)
-                                + step / GROUP * stride;
+                            let scales = packing.panel_scales(job.first_block + block, first + lane);
+                            let scale = scales + step / GROUP * stride;
                             for v in 0..width {
                                 if lane + v * S::LANES >= count {
                                     break;
                                 }
                                 let mut xs = simd.load(x.add(lane + v * S::LANES));
-                                if W::SCALED {
+                                if W::SCALED && !by_step {
                                     xs = simd.mul(xs, job.source.scales(simd, scale + v * S::LANES));
                                 }
                                 let at = at + step * stride + v * S::LANES;
-                                if steps == S::LANES {
+                                if by_step {
+                                    for i in 0..steps {
+                                        let w = job.source.codes(simd, at + i * stride);
+                                        let w = simd.mul(w, job.source.scale(simd, scales + step + i));
+                                        square[i] = simd.mul_add(w, xs, square[i]);
+                                    }
+                                } else if steps == S::LANES {
                                     for i in 0..S::LANES {
                                         let w = job.source.codes(simd, at + i * stride);
                                         square[i] = simd.mul_add(w, xs, square[i]);

@@ -23,6 +23,12 @@ pub(crate) trait Stored: Copy {
     /// `at + LANES` is at most the number of scales, where there are any.
     unsafe fn scales<T: Scalar, S: Simd<T>>(&self, simd: S, at: usize) -> S::V;
 
+    /// Scale `at` in all lanes; ones where there are none.
+    ///
+    /// # Safety
+    /// There is that scale, where there are any.
+    unsafe fn scale<T: Scalar, S: Simd<T>>(&self, simd: S, at: usize) -> S::V;
+
     /// Where number `at` lies, as a hint.
     fn stream_address(&self, at: usize) -> *const u8;
 }
@@ -108,6 +114,10 @@ macro_rules! plain {
             }
             #[inline(always)]
             unsafe fn scales<T: Scalar, S: Simd<T>>(&self, simd: S, _: usize) -> S::V {
+                simd.splat(T::one())
+            }
+            #[inline(always)]
+            unsafe fn scale<T: Scalar, S: Simd<T>>(&self, simd: S, _: usize) -> S::V {
                 simd.splat(T::one())
             }
             #[inline(always)]
@@ -207,6 +217,12 @@ macro_rules! grouped {
                 unsafe { simd.load_bf16(self.scales.as_ptr().add(at)) }
             }
             #[inline(always)]
+            unsafe fn scale<T: Scalar, S: Simd<T>>(&self, simd: S, at: usize) -> S::V {
+                // SAFETY: the caller's.
+                let bits = u32::from(unsafe { self.scales.get_unchecked(at) }.to_bits()) << 16;
+                simd.splat(T::narrow(f64::from(f32::from_bits(bits))))
+            }
+            #[inline(always)]
             fn stream_address(&self, at: usize) -> *const u8 {
                 self.codes.as_ptr().wrapping_add($offset(at)).cast()
             }
@@ -233,8 +249,7 @@ macro_rules! grouped {
                 // check; GROUP is a multiple of LANES, so one scale serves the vector.
                 unsafe {
                     let codes = simd.$load(self.codes.as_ptr().add(row * $row_len(self.cols) + $offset(col)));
-                    let scale = *self.scales.get_unchecked(self.scale_index(row, col));
-                    simd.mul(codes, simd.splat(T::narrow(f64::from(f32::from_bits(u32::from(scale.to_bits()) << 16)))))
+                    simd.mul(codes, self.scale(simd, self.scale_index(row, col)))
                 }
             }
             #[inline(always)]

@@ -9,6 +9,7 @@ use crate::kernels::{
 };
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
+use bytemuck::Pod;
 use half::{bf16, f16};
 use ndarray::{Array2, Array3, ArrayRef2};
 use std::borrow::Cow;
@@ -113,6 +114,20 @@ macro_rules! with_source {
     }};
 }
 
+/// The rows that `fill` fills in, each number rounded.
+fn rounded<N: Pod>(
+    (rows, cols): (usize, usize),
+    fill: &mut dyn FnMut(usize, &mut [f64]),
+    round: impl Fn(f64) -> N,
+) -> AlignedVec<N> {
+    let (mut numbers, mut row) = (AlignedVec::zeroed(rows * cols), vec![0.0; cols]);
+    for (i, out) in numbers.chunks_exact_mut(cols.max(1)).enumerate() {
+        fill(i, &mut row);
+        out.iter_mut().zip(&row).for_each(|(out, v)| *out = round(*v));
+    }
+    numbers
+}
+
 impl Factor {
     /// A stack from `f64` numbers: `value(block, row, col)`.
     pub fn from_fn(
@@ -120,25 +135,32 @@ impl Factor {
         (blocks, rows, cols): (usize, usize, usize),
         value: impl Fn(usize, usize, usize) -> f64,
     ) -> Self {
-        let at = |k: usize| value(k / (rows * cols), k / cols % rows, k % cols);
-        let row = |i: usize, out: &mut [f64]| {
-            out.iter_mut().enumerate().for_each(|(j, v)| *v = value(i / rows, i % rows, j));
-        };
-        let (len, all_rows) = (blocks * rows * cols, blocks * rows);
+        Self::from_rows(storage, (blocks, rows, cols), &mut |i, row| {
+            row.iter_mut().enumerate().for_each(|(j, v)| *v = value(i / rows, i % rows, j));
+        })
+    }
+
+    /// A stack of the rows that `fill` fills in. Compiled once, for all that makes factors.
+    fn from_rows(
+        storage: Storage,
+        (blocks, rows, cols): (usize, usize, usize),
+        fill: &mut dyn FnMut(usize, &mut [f64]),
+    ) -> Self {
+        let shape = (blocks * rows, cols);
         let data = match storage {
-            Storage::F64 => Data::F64(AlignedVec::from_fn(len, at)),
-            Storage::F32 => Data::F32(AlignedVec::from_fn(len, |k| at(k) as f32)),
-            Storage::Bf16 => Data::Bf16(AlignedVec::from_fn(len, |k| bf16::from_f64(at(k)))),
+            Storage::F64 => Data::F64(rounded(shape, fill, |v| v)),
+            Storage::F32 => Data::F32(rounded(shape, fill, |v| v as f32)),
+            Storage::Bf16 => Data::Bf16(rounded(shape, fill, bf16::from_f64)),
             Storage::F16 => {
                 let limit = f16::MAX.to_f64();
-                Data::F16(AlignedVec::from_fn(len, |k| f16::from_f64(at(k).clamp(-limit, limit))))
+                Data::F16(rounded(shape, fill, |v| f16::from_f64(v.clamp(-limit, limit))))
             }
             Storage::Int8 => {
-                let (codes, scales) = quantize::int8(all_rows, cols, row);
+                let (codes, scales) = quantize::int8(shape, fill);
                 Data::Int8 { codes, scales }
             }
             Storage::Int4 => {
-                let (codes, scales) = quantize::int4(all_rows, cols, row);
+                let (codes, scales) = quantize::int4(shape, fill);
                 Data::Int4 { codes, scales }
             }
         };
@@ -248,8 +270,8 @@ impl Factor {
         if blocks == 0 || !rows.is_multiple_of(blocks) {
             return self;
         }
-        let (lanes, (scaled, paired)) = (op.order(Lanes::Rows, Lanes::Cols).0, self.coded());
-        let packing = Packing::new((blocks, rows / blocks, self.cols), lanes, scaled, paired);
+        let (lanes, (_, paired)) = (op.order(Lanes::Rows, Lanes::Cols).0, self.coded());
+        let packing = Packing::new((blocks, rows / blocks, self.cols), lanes, paired);
         self.into_layout(packing)
     }
 
@@ -290,12 +312,6 @@ impl Factor {
     /// Whether its blocks share panels, in the order of the features of one map.
     pub(crate) fn is_shared(&self) -> bool {
         self.packing.is_some_and(|packing| packing.is_shared())
-    }
-
-    /// Whether the layout serves products over `map`.
-    #[cfg(test)]
-    pub(crate) fn serves(&self, map: &PanelMap) -> bool {
-        self.packing.is_none_or(|packing| packing.lanes == Lanes::Rows || map.rows_contiguous())
     }
 
     fn into_layout(self, packing: Option<Packing>) -> Self {
@@ -352,6 +368,9 @@ impl Factor {
 
     fn moved_scales(&self, scales: &[bf16], target: Layout) -> AlignedVec<bf16> {
         let (from, mut to) = (self.layout(), AlignedVec::zeroed(target.scales_len()));
+        if let Some(ones) = target.packing.filter(|packing| packing.lanes == Lanes::Cols).map(|p| p.ones()) {
+            to[ones..].fill(bf16::ONE);
+        }
         for row in 0..from.rows {
             for col in (0..from.cols).step_by(GROUP) {
                 to[target.scale_index(row, col)] = scales[from.scale_index(row, col)];

@@ -40,7 +40,7 @@ use ndarray::{Array2, Array3, ArrayRef2};
 pub struct Kaleidoscope {
     /// `out x N`.
     left: Butterfly,
-    /// `in x N`.
+    /// `in x N`, laid out for products with its transpose.
     right: Butterfly,
 }
 
@@ -59,7 +59,7 @@ impl Kaleidoscope {
             && right.size() == size
             && left.block() == right.block();
         match fits {
-            true => Ok(Self { left, right }),
+            true => Ok(Self { left, right: right.for_transpose() }),
             false => {
                 let of = |b: &Butterfly| {
                     format!("{:?} of size {} with blocks of {}", b.shape(), b.size(), b.block())
@@ -115,7 +115,7 @@ impl Kaleidoscope {
         let size = left.block << left.levels;
         Self {
             left: Butterfly::from_stages(&left, (m, size), storage),
-            right: Butterfly::from_stages(&right, (n, size), storage),
+            right: Butterfly::from_stages(&right, (n, size), storage).for_transpose(),
         }
     }
 }

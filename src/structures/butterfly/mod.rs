@@ -139,8 +139,20 @@ fn stage_map(stage: &Factor) -> PanelMap {
 }
 
 fn laid_out(stage: Factor) -> Factor {
+    laid_out_for(Op::Forward, stage)
+}
+
+fn laid_out_for(op: Op, stage: Factor) -> Factor {
     let map = stage_map(&stage);
-    stage.packed_for(Op::Forward, map)
+    stage.packed_for(op, map)
+}
+
+impl Butterfly {
+    /// Laid out for products with its transpose.
+    fn for_transpose(self) -> Self {
+        let stages = self.stages.into_iter().map(|stage| laid_out_for(Op::Transpose, stage.into_rows()));
+        Self { stages: stages.collect(), ..self }
+    }
 }
 
 impl<T: Scalar> Multiply<T> for Butterfly {
