@@ -1,19 +1,21 @@
 //! Products with a matrix whose rows each hold one run of numbers: windows that may continue at the first column.
 //!
-//! What `tiles.rs` and `rows.rs` read through column indices lies side by side here, so that inputs and outputs are whole vectors.
+//! Lanes are columns: a vector of numbers meets the same columns of some batch rows at once. Columns are worked on a block at a time, in a copy of
+//! those of the batch rows that stays in the first-level cache while the windows pass by.
 
-use super::LANES;
-use super::tiles::{Interleave, interleave, total, vectors, write};
-use super::values::{BLOCK, Decoded, Stream, Values, rows_of_block};
-use super::{Level, TILED_BATCH};
+use super::values::{BLOCK, Decoded, Stream, Values};
 use crate::exec::Policy;
-use crate::kernels::level::Kernel;
+use crate::kernels::batches::Aligned;
+use crate::kernels::level::{Kernel, Level};
 use crate::kernels::simd::{self, Simd};
 use crate::kernels::source::Source;
 use crate::kernels::view::{Rows, RowsMut};
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
 use std::ops::Range;
+
+/// Columns from which threads split a transposed product: a multiple of every vector length.
+const SPLIT: usize = 16;
 
 /// Where the numbers of each row stand: row `k` holds numbers `offsets[k]..offsets[k + 1]`, side by side from column `starts[k]` on and
 /// on from column 0 where they reach the width. Checked once.
@@ -73,19 +75,12 @@ impl Windows {
         [(place, start..start + first), (place + first, 0..end - place - first)]
     }
 
-    /// Those of its numbers with places in `within` and columns in `columns`; no run is empty.
+    /// Those of its numbers with columns in `columns`; no run is empty.
     #[inline(always)]
-    fn clipped(
-        &self,
-        k: usize,
-        within: &Range<usize>,
-        columns: &Range<usize>,
-    ) -> impl Iterator<Item = (usize, Range<usize>)> {
+    fn clipped(&self, k: usize, columns: &Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
         let clip = |(place, run): (usize, Range<usize>)| {
-            let column = |place_at: usize| (place_at + run.start).saturating_sub(place);
-            let from = run.start.max(columns.start).max(column(within.start));
-            let to = run.end.min(columns.end).min(column(within.end));
-            (place + (from - run.start), from..to)
+            let from = run.start.max(columns.start);
+            (place + (from - run.start), from..run.end.min(columns.end))
         };
         self.runs(k).map(clip).into_iter().filter(|(_, columns)| !columns.is_empty())
     }
@@ -99,8 +94,6 @@ pub struct WindowProduct<'a, T> {
     pub(crate) x: Rows<'a, T>,
     pub(crate) y: RowsMut<'a, T>,
     pub(crate) update: Update,
-    /// As much as a sparse product of that shape takes.
-    pub(crate) scratch: &'a mut [T],
     pub(crate) policy: Policy,
 }
 
@@ -114,149 +107,224 @@ pub(crate) fn multiply_windows<T: Scalar, W: Source>(source: W, product: WindowP
 }
 
 fn multiply<T: Scalar>(values: &dyn Values<T>, product: WindowProduct<'_, T>) {
-    let WindowProduct { windows, op, x, mut y, update, scratch, policy } = product;
-    let (batch, inputs) = (x.rows(), x.cols());
-    let tasks = policy.tasks(windows.len().saturating_mul(batch));
-    // A batch that shorter vectors hold would leave half of the longest ones empty.
-    let short = batch >= TILED_BATCH && batch * size_of::<T>() <= 32;
-    let level = if short { policy.level.min(Level::Avx2) } else { policy.level };
-    if op == Op::Transpose && update == Update::Overwrite {
-        y.fill(T::default());
-    }
-    let job = Job { values, windows, level };
+    let WindowProduct { windows, op, x, y, update, policy } = product;
+    let tasks = policy.tasks(windows.len().saturating_mul(x.rows()));
+    let job = Job { values, windows, x, update, level: policy.level };
     match op {
-        Op::Forward if batch < TILED_BATCH => {
-            job.forward(0..windows.rows(), Inputs::Rows(x), y, update, tasks);
-        }
-        Op::Forward => {
-            let tiles = &mut scratch[..batch.next_multiple_of(LANES) * inputs];
-            T::dispatch(level, Interleave { x, tiles });
-            job.forward(0..windows.rows(), Inputs::Tiles(tiles, inputs), y, update, tasks);
-        }
-        Op::Transpose if batch < TILED_BATCH => job.scatter(0..windows.width(), x, y, tasks),
-        Op::Transpose => {
-            let len = batch.next_multiple_of(LANES) * (inputs + y.cols());
-            job.transpose(x, y, &mut scratch[..len], tasks);
-        }
+        Op::Forward => job.gather(0..windows.rows(), y, tasks),
+        Op::Transpose => job.scatter(0..windows.width(), y, tasks),
     }
-}
-
-#[derive(Clone, Copy)]
-enum Inputs<'a, T> {
-    Rows(Rows<'a, T>),
-    /// Written by [`Interleave`], for so many inputs.
-    Tiles(&'a [T], usize),
 }
 
 struct Job<'a, T> {
     values: &'a dyn Values<T>,
     windows: &'a Windows,
+    x: Rows<'a, T>,
+    update: Update,
     level: Level,
 }
 
 impl<T: Scalar> Job<'_, T> {
     /// Rows `rows`, as many as `y` has columns, split where half of the numbers lie.
-    fn forward(&self, rows: Range<usize>, x: Inputs<'_, T>, y: RowsMut<'_, T>, update: Update, tasks: usize) {
-        let &Self { values, windows, level } = self;
-        let offsets = &windows.offsets[rows.start..=rows.end];
+    fn gather(&self, rows: Range<usize>, y: RowsMut<'_, T>, tasks: usize) {
+        let offsets = &self.windows.offsets[rows.start..=rows.end];
         let middle = offsets[0] + (offsets[rows.len()] - offsets[0]) / 2;
         let at = offsets.partition_point(|&offset| offset < middle).min(rows.len());
         if tasks < 2 || at == 0 || at == rows.len() {
-            return match x {
-                Inputs::Rows(x) => T::dispatch(level, Gather { values, windows, rows, x, y, update }),
-                Inputs::Tiles(tiles, inputs) => {
-                    T::dispatch(level, Forward { values, windows, rows, tiles, inputs, y, update });
-                }
-            };
+            return T::dispatch(self.level, Gather { job: self, rows, y });
         }
         let ((left, right), half, middle) = (y.split_columns(at), tasks / 2, rows.start + at);
         crate::kernels::team::join(
-            || self.forward(rows.start..middle, x, left, update, tasks - half),
-            || self.forward(middle..rows.end, x, right, update, half),
+            || self.gather(rows.start..middle, left, tasks - half),
+            || self.gather(middle..rows.end, right, half),
         );
     }
 
-    /// The outputs `columns`, which are the columns of `y`; adds to them. Each is summed in the order of the rows, wherever it is split.
-    fn scatter(&self, columns: Range<usize>, x: Rows<'_, T>, y: RowsMut<'_, T>, tasks: usize) {
-        let &Self { values, windows, level } = self;
-        let at = columns.len() / 2 / LANES * LANES;
+    /// The outputs `columns`, which are the columns of `y`. Each is summed in the order of the rows, wherever it is split.
+    fn scatter(&self, columns: Range<usize>, y: RowsMut<'_, T>, tasks: usize) {
+        let at = columns.len() / 2 / SPLIT * SPLIT;
         if tasks < 2 || at == 0 {
-            return T::dispatch(level, Scatter { values, windows, columns, x, y });
+            return T::dispatch(self.level, Scatter { job: self, columns, y });
         }
         let ((left, right), half, middle) = (y.split_columns(at), tasks / 2, columns.start + at);
         crate::kernels::team::join(
-            || self.scatter(columns.start..middle, x, left, tasks - half),
-            || self.scatter(middle..columns.end, x, right, half),
-        );
-    }
-
-    /// All of the matrix for the batch rows of `x`, split between tiles; adds to `y`.
-    fn transpose(&self, x: Rows<'_, T>, y: RowsMut<'_, T>, scratch: &mut [T], tasks: usize) {
-        let (batch, width) = (x.rows(), x.cols() + y.cols());
-        let at = (batch / 2).next_multiple_of(LANES);
-        if tasks < 2 || at >= batch {
-            let &Self { values, windows, level } = self;
-            return T::dispatch(level, Backward { values, windows, x, y, scratch });
-        }
-        let ((top, bottom), half) = (y.split_batch(at), tasks / 2);
-        let (left, right) = scratch.split_at_mut(at * width);
-        let (x_top, x_bottom) = (x.batch(0..at), x.batch(at..batch));
-        crate::kernels::team::join(
-            || self.transpose(x_top, top, left, tasks - half),
-            || self.transpose(x_bottom, bottom, right, half),
+            || self.scatter(columns.start..middle, left, tasks - half),
+            || self.scatter(middle..columns.end, right, half),
         );
     }
 }
 
-/// Pieces of the stream of numbers: rows of at most [`BLOCK`] numbers together, `most` of them, or part of one longer row.
+/// Batch rows at a time, of so many that are left: sums for all of them stay in registers.
 #[inline(always)]
-fn pieces(windows: &Windows, first: usize, end: usize, most: usize) -> (usize, Range<usize>) {
-    let n = rows_of_block(&windows.offsets[first..=end], most);
-    (n, windows.offsets[first] as usize..windows.offsets[first + n] as usize)
+fn together<T, S: Simd<T>>(_: S, left: usize) -> usize {
+    match left {
+        8.. if S::REGISTERS == 32 => 8,
+        4.. => 4,
+        _ => 1,
+    }
 }
 
-/// Small batches: rows times every batch row, one at a time.
+/// Blocks of the columns `all`: those of the batch rows that go together have room in a [`Block`].
+#[inline(always)]
+fn blocks<T, S: Simd<T>>(simd: S, batch: usize, all: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let len = (2 * BLOCK / together(simd, batch)).min(BLOCK);
+    // Blocks start at multiples of their length, wherever the columns are split.
+    let first = all.start / len * len;
+    (first..all.end).step_by(len).map(move |start| start.max(all.start)..(start + len).min(all.end))
+}
+
+/// A block of columns of some batch rows, where vectors are aligned and no two rows have the same place in their pages.
+struct Block<T, const B: usize> {
+    numbers: Aligned<T, { 2 * BLOCK + 8 * APART }>,
+    stride: usize,
+}
+
+/// Numbers between the rows of a block.
+const APART: usize = 16;
+
+impl<T: Scalar, const B: usize> Block<T, B> {
+    /// For so many columns.
+    #[inline(always)]
+    fn new(columns: usize) -> Self {
+        let stride = columns.next_multiple_of(APART) + APART;
+        assert!(B * stride <= 2 * BLOCK + 8 * APART);
+        Self { numbers: Aligned::new(), stride }
+    }
+
+    #[inline(always)]
+    fn row(&mut self, b: usize) -> *mut T {
+        assert!(b < B);
+        // SAFETY: there is room for `B` rows.
+        unsafe { self.numbers.pointer().add(b * self.stride) }
+    }
+}
+
+/// Does `$whole` for the whole vectors of the columns `$run`, `$unroll` of them at a time: with the number of their sums and their first column, which
+/// is a multiple of their length. And `$part` for those at its ends, with the lanes that are meant.
+macro_rules! vectors {
+    ($run:expr, $unroll:expr, |$u:ident, $j:ident| $whole:expr, |$k:ident, $from:ident, $to:ident| $part:expr) => {{
+        let Range { start, end } = $run;
+        let mut j = start / S::LANES * S::LANES;
+        if j < start {
+            let ($k, $from, $to) = (j, start - j, S::LANES.min(end - j));
+            $part;
+            j += S::LANES;
+        }
+        while j + $unroll * S::LANES <= end {
+            for $u in 0..$unroll {
+                let $j = j + $u * S::LANES;
+                $whole;
+            }
+            j += $unroll * S::LANES;
+        }
+        while j + S::LANES <= end {
+            let ($u, $j) = (0, j);
+            $whole;
+            j += S::LANES;
+        }
+        if j < end {
+            let ($k, $from, $to) = (j, 0, end - j);
+            $part;
+        }
+    }};
+}
+
+/// Rows times batch rows.
 struct Gather<'a, T> {
-    values: &'a dyn Values<T>,
-    windows: &'a Windows,
+    job: &'a Job<'a, T>,
     rows: Range<usize>,
-    x: Rows<'a, T>,
     y: RowsMut<'a, T>,
-    update: Update,
 }
 
 impl<T: Scalar> Kernel<T> for Gather<'_, T> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd<T>>(self, simd: S) {
-        let Self { values, windows, rows, x, mut y, update } = self;
-        let (mut decoded, mut k) = (Decoded::new(), rows.start);
+    fn run<S: Simd<T>>(mut self, simd: S) {
+        let (batch, mut update) = (self.y.rows(), self.job.update);
+        for columns in blocks(simd, batch, 0..self.job.x.cols()) {
+            let mut first = 0;
+            while first < batch {
+                let n = together(simd, batch - first);
+                match n {
+                    8 => self.batch::<S, 8, 1>(simd, first, &columns, update),
+                    4 => self.batch::<S, 4, 2>(simd, first, &columns, update),
+                    _ => self.batch::<S, 1, 4>(simd, first, &columns, update),
+                }
+                first += n;
+            }
+            update = Update::Accumulate;
+        }
+    }
+}
+
+impl<T: Scalar> Gather<'_, T> {
+    /// What the inputs `columns` of `B` batch rows give, for as many rows at a time as fill a vector with sums; `U` sums for each.
+    #[inline(always)]
+    fn batch<S: Simd<T>, const B: usize, const U: usize>(
+        &mut self,
+        simd: S,
+        first: usize,
+        columns: &Range<usize>,
+        update: Update,
+    ) {
+        let Self { job: &Job { values, windows, x, .. }, ref rows, ref mut y } = *self;
+        let (mut decoded, mut block) = (Decoded::new(), Block::<T, B>::new(columns.len()));
+        for b in 0..B {
+            let row = &x.row(first + b)[columns.clone()];
+            // SAFETY: the block has room for the columns.
+            unsafe { block.row(b).copy_from_nonoverlapping(row.as_ptr(), row.len()) };
+        }
+        let (x, stride) = (block.row(0).cast_const(), block.stride);
+        let most = (S::LANES / B).max(1);
+        let mut k = rows.start;
         while k < rows.end {
-            let (n, all) = pieces(windows, k, rows.end, S::LANES);
-            for b in 0..y.rows() {
-                let x = x.row(b);
-                let mut sums = [simd.zero(); 16];
-                // One piece, unless a single row is longer than a block.
-                for from in all.clone().step_by(BLOCK) {
-                    let piece = from..all.end.min(from + BLOCK);
-                    let numbers = decoded.get(values, piece.clone());
-                    for (r, sum) in sums.iter_mut().enumerate().take(n) {
-                        for (place, columns) in windows.clipped(k + r, &piece, &(0..x.len())) {
-                            let a = &numbers[place - from..][..columns.len()];
-                            *sum = dot(simd, *sum, a, &x[columns]);
-                        }
+            let n = most.min(rows.end - k);
+            let mut totals = [simd.zero(); 16];
+            for r in 0..n {
+                let mut sums = [[simd.zero(); B]; U];
+                for (place, run) in windows.clipped(k + r, columns) {
+                    let a = &decoded.get(values, place..place + run.len())[..run.len()];
+                    let run = run.start - columns.start..run.end - columns.start;
+                    let a = a.as_ptr().wrapping_sub(run.start);
+                    // SAFETY: `a` and the block's rows have numbers in these columns.
+                    unsafe {
+                        vectors!(
+                            run,
+                            U,
+                            |u, j| {
+                                let a = simd.load(a.wrapping_add(j));
+                                for b in 0..B {
+                                    sums[u][b] =
+                                        simd.mul_add(a, simd.load(x.add(b * stride + j)), sums[u][b]);
+                                }
+                            },
+                            |j, from, to| {
+                                let a = simd.load_lanes(a.wrapping_add(j), from, to);
+                                for b in 0..B {
+                                    // The lanes beside them may hold anything.
+                                    let x = simd.load_lanes(x.add(b * stride + j), from, to);
+                                    sums[0][b] = simd.mul_add(a, x, sums[0][b]);
+                                }
+                            }
+                        );
                     }
                 }
-                let outputs = &mut y.row(b)[k - rows.start..][..n];
-                let sums = simd::sums(simd, sums);
-                assert!(n <= S::LANES);
-                // SAFETY: n is at most LANES, and there are so many outputs.
-                unsafe {
-                    let sums = match update {
-                        Update::Overwrite => sums,
-                        Update::Accumulate => simd.add(simd.load_part(outputs.as_ptr(), n), sums),
-                    };
-                    simd.store_part(outputs.as_mut_ptr(), sums, n);
+                for b in 0..B {
+                    let mut sum = sums[0][b];
+                    for more in &sums[1..] {
+                        sum = simd.add(sum, more[b]);
+                    }
+                    totals[r * B + b] = sum;
+                }
+            }
+            let mut totals_of = [T::default(); 16];
+            // SAFETY: no vector is longer.
+            unsafe { simd.store(totals_of.as_mut_ptr(), simd::sums(simd, totals)) };
+            for b in 0..B {
+                let outputs = &mut y.row(first + b)[k - rows.start..][..n];
+                for (r, y) in outputs.iter_mut().enumerate() {
+                    let sum = totals_of[r * B + b];
+                    *y = if update == Update::Accumulate { *y + sum } else { sum };
                 }
             }
             k += n;
@@ -264,240 +332,82 @@ impl<T: Scalar> Kernel<T> for Gather<'_, T> {
     }
 }
 
-/// `sum` and the products of two slices of one length, lane by lane.
-#[inline(always)]
-fn dot<T: Scalar, S: Simd<T>>(simd: S, sum: S::V, a: &[T], x: &[T]) -> S::V {
-    assert!(a.len() == x.len());
-    let (len, mut j) = (a.len(), 0);
-    let mut sums = [sum, simd.zero(), simd.zero(), simd.zero()];
-    let (a, x) = (a.as_ptr(), x.as_ptr());
-    // SAFETY: both slices hold `len` numbers, and every load ends there.
-    unsafe {
-        while j + 4 * S::LANES <= len {
-            for (u, sum) in sums.iter_mut().enumerate() {
-                let at = j + u * S::LANES;
-                *sum = simd.mul_add(simd.load(a.add(at)), simd.load(x.add(at)), *sum);
-            }
-            j += 4 * S::LANES;
-        }
-        while j + S::LANES <= len {
-            sums[0] = simd.mul_add(simd.load(a.add(j)), simd.load(x.add(j)), sums[0]);
-            j += S::LANES;
-        }
-        if j < len {
-            let (a, x) = (simd.load_part(a.add(j), len - j), simd.load_part(x.add(j), len - j));
-            sums[1] = simd.mul_add(a, x, sums[1]);
-        }
-    }
-    simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3]))
-}
-
-/// Small batches, transposed: rows scaled by batch entries and added up in the outputs `columns`; adds to `y`.
+/// Rows scaled by batch entries and added up in the outputs `columns`.
 struct Scatter<'a, T> {
-    values: &'a dyn Values<T>,
-    windows: &'a Windows,
+    job: &'a Job<'a, T>,
     columns: Range<usize>,
-    x: Rows<'a, T>,
     y: RowsMut<'a, T>,
 }
 
 impl<T: Scalar> Kernel<T> for Scatter<'_, T> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd<T>>(self, simd: S) {
-        let Self { values, windows, columns, x, mut y } = self;
-        let (mut decoded, mut k) = (Decoded::new(), 0);
-        while k < windows.rows() {
-            let (n, all) = pieces(windows, k, windows.rows(), BLOCK);
-            for from in all.clone().step_by(BLOCK) {
-                let piece = from..all.end.min(from + BLOCK);
-                let numbers = decoded.get(values, piece.clone());
-                for b in 0..x.rows() {
-                    let (x, y) = (&x.row(b)[k..k + n], y.row(b));
-                    for (r, &x) in x.iter().enumerate() {
-                        for (place, own) in windows.clipped(k + r, &piece, &columns) {
-                            let a = &numbers[place - from..][..own.len()];
-                            axpy(simd, x, a, &mut y[own.start - columns.start..][..own.len()]);
-                        }
-                    }
-                }
-            }
-            k += n;
-        }
-    }
-}
-
-/// `y += x a`.
-#[inline(always)]
-fn axpy<T: Scalar, S: Simd<T>>(simd: S, x: T, a: &[T], y: &mut [T]) {
-    assert!(a.len() == y.len());
-    let (len, mut j, x) = (a.len(), 0, simd.splat(x));
-    let (a, y) = (a.as_ptr(), y.as_mut_ptr());
-    // SAFETY: both slices hold `len` numbers, and every load and store ends there.
-    unsafe {
-        while j + S::LANES <= len {
-            simd.store(y.add(j), simd.mul_add(simd.load(a.add(j)), x, simd.load(y.add(j))));
-            j += S::LANES;
-        }
-        if j < len {
-            let left = len - j;
-            let sum = simd.mul_add(simd.load_part(a.add(j), left), x, simd.load_part(y.add(j), left));
-            simd.store_part(y.add(j), sum, left);
-        }
-    }
-}
-
-/// Larger batches: lanes are batch rows, so that a number meets vectors of contiguous inputs.
-struct Forward<'a, T> {
-    values: &'a dyn Values<T>,
-    windows: &'a Windows,
-    rows: Range<usize>,
-    /// What [`Interleave`] wrote, at the same level.
-    tiles: &'a [T],
-    /// Width of the matrix.
-    inputs: usize,
-    y: RowsMut<'a, T>,
-    update: Update,
-}
-
-impl<T: Scalar> Kernel<T> for Forward<'_, T> {
-    type Output = ();
-    #[inline(always)]
     fn run<S: Simd<T>>(mut self, simd: S) {
-        let (batch, mut first) = (self.y.rows(), 0);
-        while first < batch {
-            let n = vectors(simd, batch - first, self.inputs);
-            let tile = &self.tiles[first * self.inputs..][..n * S::LANES * self.inputs];
-            // Enough chains of sums to hide the latency of an addition.
-            match n {
-                1 => self.tile::<S, 1, 4>(simd, first, tile),
-                2 => self.tile::<S, 2, 2>(simd, first, tile),
-                3 => self.tile::<S, 3, 2>(simd, first, tile),
-                _ => self.tile::<S, 4, 2>(simd, first, tile),
-            }
-            first += n * S::LANES;
-        }
-    }
-}
-
-impl<T: Scalar> Forward<'_, T> {
-    /// A tile of `N` vectors, summed in `WAYS` chains for each.
-    #[inline(always)]
-    #[allow(clippy::needless_range_loop)]
-    fn tile<S: Simd<T>, const N: usize, const WAYS: usize>(&mut self, simd: S, first: usize, tile: &[T]) {
-        let Self { values, windows, ref rows, ref mut y, update, .. } = *self;
-        let (mut decoded, mut k) = (Decoded::new(), rows.start);
-        while k < rows.end {
-            let (n, all) = pieces(windows, k, rows.end, S::LANES);
-            let mut outputs = [[simd.zero(); 16]; N];
-            let mut sums = [[simd.zero(); N]; WAYS];
-            for from in all.clone().step_by(BLOCK) {
-                let piece = from..all.end.min(from + BLOCK);
-                let numbers = decoded.get(values, piece.clone());
-                for r in 0..n {
-                    if n > 1 {
-                        sums = [[simd.zero(); N]; WAYS];
-                    }
-                    for (place, columns) in windows.clipped(k + r, &piece, &(0..self.inputs)) {
-                        let a = &numbers[place - from..][..columns.len()];
-                        let width = N * S::LANES;
-                        let tile = &tile[columns.start * width..columns.end * width];
-                        sums = add_products(simd, sums, a, tile);
-                    }
-                    (0..N).for_each(|v| outputs[v][r] = total(simd, &sums, v));
+        let batch = self.y.rows();
+        for columns in blocks(simd, batch, self.columns.clone()) {
+            let mut first = 0;
+            while first < batch {
+                let n = together(simd, batch - first);
+                match n {
+                    8 => self.batch::<S, 8>(simd, first, &columns),
+                    4 => self.batch::<S, 4>(simd, first, &columns),
+                    _ => self.batch::<S, 1>(simd, first, &columns),
                 }
+                first += n;
             }
-            for (v, outputs) in outputs.into_iter().enumerate() {
-                write(simd, y, first + v * S::LANES, k - rows.start, n, outputs, update);
-            }
-            k += n;
         }
     }
 }
 
-/// Adds the products of numbers with as many features of a tile, in turns to each way.
-#[inline(always)]
-fn add_products<T: Scalar, S: Simd<T>, const N: usize, const WAYS: usize>(
-    simd: S,
-    mut sums: [[S::V; N]; WAYS],
-    numbers: &[T],
-    tile: &[T],
-) -> [[S::V; N]; WAYS] {
-    assert!(tile.len() == numbers.len() * N * S::LANES);
-    let add = |sums: &mut [S::V; N], number: T, feature: usize| {
-        let number = simd.splat(number);
-        for (v, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: the tile has `N` vectors for each of the numbers.
-            let x = unsafe { simd.load(tile.as_ptr().add((feature * N + v) * S::LANES)) };
-            *sum = simd.mul_add(number, x, *sum);
-        }
-    };
-    let (whole, left) = numbers.as_chunks::<WAYS>();
-    for (i, numbers) in whole.iter().enumerate() {
-        for way in 0..WAYS {
-            add(&mut sums[way], numbers[way], i * WAYS + way);
-        }
-    }
-    for (way, number) in left.iter().enumerate() {
-        add(&mut sums[way], *number, whole.len() * WAYS + way);
-    }
-    sums
-}
-
-/// Larger batches, transposed: a vector of batch rows at a time; adds to `y`.
-struct Backward<'a, T> {
-    values: &'a dyn Values<T>,
-    windows: &'a Windows,
-    x: Rows<'a, T>,
-    y: RowsMut<'a, T>,
-    /// A vector for each input and output.
-    scratch: &'a mut [T],
-}
-
-impl<T: Scalar> Kernel<T> for Backward<'_, T> {
-    type Output = ();
+impl<T: Scalar> Scatter<'_, T> {
+    /// The outputs `columns` of `B` batch rows.
     #[inline(always)]
-    fn run<S: Simd<T>>(self, simd: S) {
-        let Self { values, windows, x, mut y, scratch } = self;
-        let (inputs, outputs) = (x.cols(), y.cols());
-        let (from_tile, to) = scratch.split_at_mut(S::LANES * inputs);
-        let to = &mut to[..S::LANES * outputs];
-        let mut decoded = Decoded::new();
-        for first in (0..x.rows()).step_by(S::LANES) {
-            interleave(simd, x, first, from_tile, S::LANES, 0);
-            to.fill(T::default());
-            let mut k = 0;
-            while k < inputs {
-                let (n, all) = pieces(windows, k, inputs, BLOCK);
-                for from in all.clone().step_by(BLOCK) {
-                    let piece = from..all.end.min(from + BLOCK);
-                    let numbers = decoded.get(values, piece.clone());
-                    for r in k..k + n {
-                        // SAFETY: row r is one of the inputs, each of which has a vector.
-                        let x = unsafe { simd.load(from_tile.as_ptr().add(r * S::LANES)) };
-                        for (place, columns) in windows.clipped(r, &piece, &(0..outputs)) {
-                            let a = &numbers[place - from..][..columns.len()];
-                            let to = &mut to[columns.start * S::LANES..columns.end * S::LANES];
-                            for (a, to) in a.iter().zip(to.chunks_exact_mut(S::LANES)) {
-                                // SAFETY: the chunk is a vector long.
-                                unsafe {
-                                    let sum = simd.mul_add(simd.splat(*a), x, simd.load(to.as_ptr()));
-                                    simd.store(to.as_mut_ptr(), sum);
-                                }
+    fn batch<S: Simd<T>, const B: usize>(&mut self, simd: S, first: usize, columns: &Range<usize>) {
+        let Self { job: &Job { values, windows, x, update, .. }, columns: ref all, ref mut y } = *self;
+        let (mut decoded, mut block) = (Decoded::new(), Block::<T, B>::new(columns.len()));
+        let x: [&[T]; B] = std::array::from_fn(|b| x.row(first + b));
+        for b in 0..B {
+            // SAFETY: the block has room for the columns.
+            unsafe { block.row(b).write_bytes(0, columns.len()) };
+        }
+        let (sums, stride) = (block.row(0), block.stride);
+        for k in 0..windows.rows() {
+            for (place, run) in windows.clipped(k, columns) {
+                let a = &decoded.get(values, place..place + run.len())[..run.len()];
+                let run = run.start - columns.start..run.end - columns.start;
+                let a = a.as_ptr().wrapping_sub(run.start);
+                let xs: [S::V; B] = simd::vectors(simd, |b| simd.splat(x[b][k]));
+                // SAFETY: `a` and the block's rows have numbers in these columns.
+                unsafe {
+                    vectors!(
+                        run,
+                        1,
+                        |_u, j| {
+                            let a = simd.load(a.wrapping_add(j));
+                            for b in 0..B {
+                                let sum = sums.add(b * stride + j);
+                                simd.store(sum, simd.mul_add(a, xs[b], simd.load(sum)));
+                            }
+                        },
+                        |j, from, to| {
+                            let a = simd.load_lanes(a.wrapping_add(j), from, to);
+                            for b in 0..B {
+                                let sum = sums.add(b * stride + j);
+                                let more = simd.mul_add(a, xs[b], simd.load_lanes(sum, from, to));
+                                simd.store_lanes(sum, more, from, to);
                             }
                         }
-                    }
+                    );
                 }
-                k += n;
             }
-            for j in (0..outputs).step_by(S::LANES) {
-                let n = S::LANES.min(outputs - j);
-                let mut sums = [simd.zero(); 16];
-                for (k, sum) in sums.iter_mut().enumerate().take(n) {
-                    // SAFETY: output j + k < outputs has a vector.
-                    *sum = unsafe { simd.load(to.as_ptr().add((j + k) * S::LANES)) };
-                }
-                write(simd, &mut y, first, j, n, sums, Update::Accumulate);
+        }
+        for b in 0..B {
+            let y = &mut y.row(first + b)[columns.start - all.start..columns.end - all.start];
+            // SAFETY: the block's rows have these columns, all of them written.
+            let sums = unsafe { std::slice::from_raw_parts(block.row(b).cast_const(), y.len()) };
+            match update {
+                Update::Overwrite => y.copy_from_slice(sums),
+                Update::Accumulate => y.iter_mut().zip(sums).for_each(|(y, sum)| *y = *y + *sum),
             }
         }
     }
@@ -537,15 +447,12 @@ mod tests {
         for update in [Update::Overwrite, Update::Accumulate] {
             let before = if update == Update::Overwrite { f64::NAN } else { 2.0 };
             let mut y = vec![T::narrow(before); batch * outputs];
-            let mut scratch =
-                vec![T::default(); super::super::sparse_scratch_len(batch, windows.rows(), windows.width())];
             factor.multiply_windows(WindowProduct {
                 windows,
                 op,
                 x: Rows::new(&x, batch, inputs, inputs),
                 y: RowsMut::new(&mut y, batch, outputs, outputs),
                 update,
-                scratch: &mut scratch,
                 policy,
             });
             for b in 0..batch {
@@ -583,7 +490,7 @@ mod tests {
                     let policy = Policy { level, parallelism };
                     for storage in [Storage::F32, Storage::F64, Storage::Bf16, Storage::Int4] {
                         for op in [Op::Forward, Op::Transpose] {
-                            for batch in [1, 3, 4, 33] {
+                            for batch in [1, 3, 4, 12, 33] {
                                 check::<f32>(storage, windows, op, batch, policy);
                                 check::<f64>(storage, windows, op, batch, policy);
                             }

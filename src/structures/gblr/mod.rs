@@ -14,7 +14,7 @@ pub use window::CyclicWindow;
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
 use crate::gradient::{Differentiate, gathered};
-use crate::kernels::{WindowProduct, Windows, sparse_scratch_len};
+use crate::kernels::{WindowProduct, Windows};
 use crate::linalg::Threads;
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
@@ -305,8 +305,7 @@ fn windows(windows: &Windows) -> impl Iterator<Item = CyclicWindow> + '_ {
 impl<T: Scalar> Multiply<T> for Gblr {
     fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
         let (batch, policy) = (x.rows(), work.policy);
-        let (mut z, rest) = work.matrix(batch, self.len());
-        let (scratch, _) = rest.slice(self.inner_scratch_len(batch));
+        let (mut z, _) = work.matrix(batch, self.len());
         let ((first, inputs), (second, outputs)) = op.order((&self.v, &self.cols), (&self.u, &self.rows));
         first.multiply_windows(WindowProduct {
             windows: inputs,
@@ -314,26 +313,10 @@ impl<T: Scalar> Multiply<T> for Gblr {
             x,
             y: z.reborrow(),
             update: Update::Overwrite,
-            scratch: &mut *scratch,
             policy,
         });
         let x = z.as_rows();
-        second.multiply_windows(WindowProduct {
-            windows: outputs,
-            op: Op::Transpose,
-            x,
-            y,
-            update,
-            scratch,
-            policy,
-        });
-    }
-}
-
-impl Gblr {
-    /// Scratch of either product.
-    fn inner_scratch_len(&self, batch: usize) -> usize {
-        sparse_scratch_len(batch, self.len(), self.rows.width().max(self.cols.width()))
+        second.multiply_windows(WindowProduct { windows: outputs, op: Op::Transpose, x, y, update, policy });
     }
 }
 
@@ -384,7 +367,6 @@ impl StructuredMatrix for Gblr {
     }
     fn scratch_len(&self, batch: usize) -> usize {
         Workspace::<f32>::matrix_len(batch, self.len())
-            + Workspace::<f32>::slice_len(self.inner_scratch_len(batch))
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let (m, n) = self.shape();
