@@ -1,6 +1,7 @@
 //! Rows that lie one after the other, times vectors: for matrices that stay in a core's first cache, where a call of a library's product
 //! takes longer than the product.
 
+use ndarray::{ArrayRef1, ArrayRef2};
 use pulp::{Arch, Simd, WithSimd};
 
 /// Rows taken together, for sums that do not wait for each other; more would need more registers than there are.
@@ -16,6 +17,17 @@ pub(super) fn products(rows: &[f64], v: &[f64], out: &mut [f64]) {
 pub(super) fn add_combination(rows: &[f64], weights: &[f64], out: &mut [f64]) {
     assert!(rows.len() == weights.len() * out.len());
     Arch::new().dispatch(Combination { rows, weights, out });
+}
+
+/// The same for a matrix.
+///
+/// # Panics
+/// For lengths that do not fit, and where one of the three is not in standard layout.
+pub fn add_rows(a: &ArrayRef2<f64>, weights: &ArrayRef1<f64>, out: &mut ArrayRef1<f64>) {
+    let (a, weights, out) = (a.as_slice(), weights.as_slice(), out.as_slice_mut());
+    let all = a.zip(weights).zip(out);
+    let ((a, weights), out) = all.expect("a matrix and vectors in standard layout");
+    add_combination(a, weights, out);
 }
 
 struct Products<'a> {

@@ -33,6 +33,7 @@ pub use assignment::assignment;
 pub use complex::{ComplexSvd, complex_svd_truncated};
 pub use eigen::{Eigh, eigh, eigvalsh, symmetric_root};
 pub(crate) use elementwise::{dot, multiply_add, rows, rows_mut, vectorised};
+pub(crate) use gemv::add_rows;
 pub use incremental_pca::IncrementalPca;
 pub(crate) use krylov::append_rows;
 pub use leading::{batched_leading_triplets, leading_triplets};

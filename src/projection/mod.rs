@@ -33,7 +33,7 @@ use crate::matrix::StructuredMatrix;
 use crate::parts::{MAX_FEATURES, Parts};
 use crate::scalar::Scalar;
 use crate::storage::{Codes, Storage};
-use ndarray::{Array2, ArrayRef2};
+use ndarray::{Array2, ArrayRef2, ArrayView1};
 use std::time::Instant;
 
 /// What a projection minimises.
@@ -94,7 +94,7 @@ impl<'a> Objective<'a> {
                 .sum();
         }
         match self.second_moment() {
-            None => e.iter().map(|v| v * v).sum(),
+            None => e.outer_iter().map(|e| e.dot(&e)).sum(),
             Some(c) => {
                 let ec = crate::linalg::matmul(e, c, crate::linalg::Threads(1));
                 ec.iter().zip(e).map(|(a, b)| a * b).sum::<f64>().max(0.0)
@@ -256,6 +256,11 @@ pub(crate) fn check_weight<T: Scalar>(w: &ArrayRef2<T>) -> Result<Array2<f64>> {
 
 /// Refuses NaN and infinities.
 pub(crate) fn check_finite<T: Scalar>(what: &'static str, a: &ArrayRef2<T>) -> Result<()> {
+    // Whole rows at once: which number it is matters once there is one.
+    let finite = |row: ArrayView1<'_, T>| row.fold(true, |all, v| all & v.widen().is_finite());
+    if a.outer_iter().all(finite) {
+        return Ok(());
+    }
     match a.indexed_iter().find(|(_, v)| !v.widen().is_finite()) {
         Some(((row, col), value)) => Err(Error::NonFinite { what, row, col, value: value.widen() }),
         None => Ok(()),

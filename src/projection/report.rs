@@ -110,7 +110,8 @@ impl Report {
         start: Instant,
     ) -> Self {
         let seconds = start.elapsed().as_secs_f64();
-        let error = w - &fit.matrix.to_dense_f64();
+        let mut error = fit.matrix.to_dense_f64();
+        error.zip_mut_with(w, |fitted, w| *fitted = w - *fitted);
         let relative = |o: &Objective<'_>| ratio(o.energy(&error).sqrt(), o.energy(w).sqrt());
         let (params, (m, n)) = (fit.matrix.n_params(), fit.matrix.shape());
         Self {

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::linalg::{self, SpdSolver, Threads};
 use crate::projection::{Descent, Fit, Objective, Run, Stop, descend};
-use ndarray::{Array2, ArrayView2, CowArray, Ix2, s};
+use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, Axis, CowArray, Ix2, s};
 use rayon::prelude::*;
 
 /// Sizes of a grid.
@@ -34,24 +34,18 @@ pub(super) fn fit(
     objective: &Objective<'_>,
     run: &Run<'_>,
 ) -> Result<Fit<Vec<BlockRow>>> {
-    let (m, n) = w.dim();
-    let ((j, k), (s, p)) = (grid.blocks, grid.sides);
-    let mut padded = Array2::zeros((j * s, k * p));
-    for (r, mut to) in padded.outer_iter_mut().enumerate() {
-        let row = row_feature(r / s, r % s);
-        if row < m {
-            to.slice_mut(s![..n]).assign(&w.row(row));
-        }
-    }
-    let plain = blockwise(&padded, grid, &|_, block| block.into(), run)?;
+    let (j, k) = grid.blocks;
+    let rows = Rows { w, grid, row_feature: &row_feature };
+    let plain = blockwise(rows, &|_, block| block.into(), run)?;
     let Some(c) = objective.second_moment() else {
         return Ok(Fit::optimal(plain));
     };
+    let padded = rows.padded();
     let weighting = Weighting::new(&padded, c, grid, run.threads())?;
     // Optimal where C couples no two block columns: the left singular vectors of W_jk C_kk^{1/2}.
     let roots: Vec<Array2<f64>> =
         weighting.diagonal.iter().map(|c| Ok(linalg::symmetric_root(c)?.0)).collect::<Result<_>>()?;
-    let uncoupled = blockwise(&padded, grid, &|kappa, block| block.dot(&roots[kappa]).into(), run)?;
+    let uncoupled = blockwise(rows, &|kappa, block| block.dot(&roots[kappa]).into(), run)?;
     if k == 1 {
         return Ok(Fit::optimal(uncoupled));
     }
@@ -68,29 +62,73 @@ pub(super) fn fit(
     Ok(Fit::local(state, history))
 }
 
+/// The weights, and which of their rows a block row has.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    w: &'a Array2<f64>,
+    grid: Grid,
+    row_feature: &'a dyn Fn(usize, usize) -> usize,
+}
+
+impl Rows<'_> {
+    /// Row `sigma` of block row `lambda`; `None` for padding.
+    fn row(&self, lambda: usize, sigma: usize) -> Option<ArrayView1<'_, f64>> {
+        let row = (self.row_feature)(lambda, sigma);
+        (row < self.w.nrows()).then(|| self.w.row(row))
+    }
+
+    /// All block rows, one below the other.
+    fn padded(&self) -> Array2<f64> {
+        let ((j, k), (s, p)) = (self.grid.blocks, self.grid.sides);
+        let mut padded = Array2::zeros((j * s, k * p));
+        for (r, mut to) in padded.outer_iter_mut().enumerate() {
+            if let Some(row) = self.row(r / s, r % s) {
+                to.slice_mut(s![..row.len()]).assign(&row);
+            }
+        }
+        padded
+    }
+
+    /// The blocks of a block row, one after the other.
+    fn copy(&self, lambda: usize, blocks: &mut Array3<f64>) {
+        for (sigma, mut rows) in blocks.axis_iter_mut(Axis(1)).enumerate() {
+            let Some(row) = self.row(lambda, sigma) else {
+                rows.fill(0.0);
+                continue;
+            };
+            for (mut to, from) in rows.outer_iter_mut().zip(row.axis_chunks_iter(Axis(0), self.grid.sides.1))
+            {
+                to.slice_mut(s![..from.len()]).assign(&from);
+            }
+        }
+    }
+}
+
 /// What is done to a block of a block column before it is decomposed.
 type Whiten<'w> = dyn for<'a> Fn(usize, ArrayView2<'a, f64>) -> CowArray<'a, f64, Ix2> + Sync + 'w;
 
 /// Every block by its leading left singular vectors after `whiten`: `U = P sqrt(S)`, `V = sqrt(S)^-1 Pᵀ W_jk`.
-fn blockwise(padded: &Array2<f64>, grid: Grid, whiten: &Whiten<'_>, run: &Run<'_>) -> Result<Vec<BlockRow>> {
-    let ((j, k), (s, p), t) = (grid.blocks, grid.sides, grid.rank);
+fn blockwise(of: Rows<'_>, whiten: &Whiten<'_>, run: &Run<'_>) -> Result<Vec<BlockRow>> {
+    let ((j, k), (s, p), t) = (of.grid.blocks, of.grid.sides, of.grid.rank);
     let mut rows = Vec::with_capacity(j);
+    let mut blocks = Array3::zeros((k, s, p));
     for lambda in 0..j {
         run.check()?;
-        let block = |kappa: usize| padded.slice(s![lambda * s..(lambda + 1) * s, kappa * p..(kappa + 1) * p]);
-        let whitened: Vec<CowArray<'_, f64, Ix2>> = (0..k).map(|kappa| whiten(kappa, block(kappa))).collect();
+        of.copy(lambda, &mut blocks);
+        let whitened: Vec<CowArray<'_, f64, Ix2>> =
+            blocks.outer_iter().enumerate().map(|(kappa, block)| whiten(kappa, block)).collect();
         let views: Vec<_> = whitened.iter().map(|block| block.view()).collect();
         let (mut u, mut v) = (Array2::zeros((s, k * t)), Array2::zeros((k * t, p)));
-        for (kappa, svd) in
-            linalg::batched_leading_triplets(&views, t, run.threads())?.into_iter().enumerate()
-        {
-            let right = svd.u.t().dot(&block(kappa));
-            for (rho, row) in right.outer_iter().enumerate() {
-                // The norm of the row is the singular value where nothing was whitened; balance the two factors by it.
-                let scale = row.dot(&row).powf(0.25);
+        let triplets = linalg::batched_leading_triplets(&views, t, run.threads())?;
+        for (kappa, (svd, block)) in triplets.into_iter().zip(blocks.outer_iter()).enumerate() {
+            for (rho, left) in svd.u.columns().into_iter().enumerate() {
+                let mut right = Array1::zeros(p);
+                linalg::add_rows(&block, &left.to_owned(), &mut right);
+                // Its norm is the singular value where nothing was whitened; balance the two factors by it.
+                let scale = right.dot(&right).powf(0.25);
                 if scale > 0.0 {
-                    u.column_mut(kappa * t + rho).assign(&(&svd.u.column(rho) * scale));
-                    v.row_mut(kappa * t + rho).assign(&(&row / scale));
+                    u.column_mut(kappa * t + rho).assign(&(&left * scale));
+                    v.row_mut(kappa * t + rho).assign(&(right / scale));
                 }
             }
         }
