@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::path::Path;
 use std::sync::Barrier;
 use std::time::Instant;
-use structmat::kernels::{Level, roofline};
+use structmat::kernels::{AlignedVec, Level, roofline};
 
 /// The most cache that cold runs reckon with: copies of four times as much then take 1 GiB for each candidate.
 const MOST_CACHE: usize = 256 << 20;
@@ -35,7 +35,8 @@ impl Machine {
         let most = FROM_MEMORY.max(4 * last_level_cache(threads)).next_power_of_two();
         let size = bytes.next_power_of_two().clamp(1 << 14, most);
         *self.bandwidth.entry((threads, size)).or_insert_with(|| {
-            let data = vec![1.0f32; size / 4];
+            // On the pages on which weights lie.
+            let data = AlignedVec::from_fn(size / 4, |_| 1.0f32);
             let passes = ((1 << 27) / size).max(1);
             let parts: Vec<&[f32]> = data.chunks(data.len().div_ceil(threads)).collect();
             together(threads, |k| {
