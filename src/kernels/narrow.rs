@@ -542,7 +542,7 @@ unsafe fn steps<T: Scalar, S: Simd<T>, W: Source>(simd: S, task: &Task<'_, T, W>
                         simd.store(sums.as_mut_ptr(), sum);
                         for (k, sum) in sums.iter().enumerate().take(steps) {
                             let out = y.add(task.steps.row_feature(block, from + k));
-                            *out = *out + *sum;
+                            *out += *sum;
                         }
                     }
                     (i, phase) = (end, 0);

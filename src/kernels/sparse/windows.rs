@@ -3,6 +3,9 @@
 //! Lanes are columns: a vector of numbers meets the same columns of some batch rows at once. Columns are worked on a block at a time, in a copy of
 //! those of the batch rows that stays in the first-level cache while the windows pass by.
 
+// Sums are arrays of constant size: with indices the compiler keeps them in registers.
+#![allow(clippy::needless_range_loop)]
+
 use super::values::{BLOCK, Decoded, Stream, Values};
 use crate::exec::Policy;
 use crate::kernels::batches::Aligned;
@@ -154,6 +157,17 @@ impl<T: Scalar> Job<'_, T> {
     }
 }
 
+/// A run of numbers, as many at a time as are decoded at once.
+#[inline(always)]
+fn pieces((place, run): (usize, Range<usize>)) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let mut at = run.start;
+    std::iter::from_fn(move || {
+        let from = at;
+        at = run.end.min(from + BLOCK);
+        (from < run.end).then(|| (place + (from - run.start), from..at))
+    })
+}
+
 /// Batch rows at a time, of so many that are left: sums for all of them stay in registers.
 #[inline(always)]
 fn together<T, S: Simd<T>>(_: S, left: usize) -> usize {
@@ -164,10 +178,14 @@ fn together<T, S: Simd<T>>(_: S, left: usize) -> usize {
     }
 }
 
-/// Blocks of the columns `all`: those of the batch rows that go together have room in a [`Block`].
+/// Blocks of the columns `all`: those of the batch rows that go together have room in a [`Block`]. A row by itself is one block, so that the
+/// numbers are one stream; it is used where it lies if it has no room.
 #[inline(always)]
 fn blocks<T, S: Simd<T>>(simd: S, batch: usize, all: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let len = (2 * BLOCK / together(simd, batch)).min(BLOCK);
+    let len = match together(simd, batch) {
+        1 => all.end.max(1),
+        rows => 2 * BLOCK / rows,
+    };
     // Blocks start at multiples of their length, wherever the columns are split.
     let first = all.start / len * len;
     (first..all.end).step_by(len).map(move |start| start.max(all.start)..(start + len).min(all.end))
@@ -187,13 +205,19 @@ impl<T: Scalar, const B: usize> Block<T, B> {
     #[inline(always)]
     fn new(columns: usize) -> Self {
         let stride = columns.next_multiple_of(APART) + APART;
-        assert!(B * stride <= 2 * BLOCK + 8 * APART);
+        assert!(B == 1 || B * stride <= 2 * BLOCK + 8 * APART);
         Self { numbers: Aligned::new(), stride }
+    }
+
+    /// Whether it holds the columns: all but a long row by itself.
+    #[inline(always)]
+    fn has_room(&self) -> bool {
+        B > 1 || self.stride <= 2 * BLOCK + APART
     }
 
     #[inline(always)]
     fn row(&mut self, b: usize) -> *mut T {
-        assert!(b < B);
+        assert!(b < B && self.has_room());
         // SAFETY: there is room for `B` rows.
         unsafe { self.numbers.pointer().add(b * self.stride) }
     }
@@ -269,12 +293,16 @@ impl<T: Scalar> Gather<'_, T> {
     ) {
         let Self { job: &Job { values, windows, x, .. }, ref rows, ref mut y } = *self;
         let (mut decoded, mut block) = (Decoded::new(), Block::<T, B>::new(columns.len()));
-        for b in 0..B {
-            let row = &x.row(first + b)[columns.clone()];
-            // SAFETY: the block has room for the columns.
-            unsafe { block.row(b).copy_from_nonoverlapping(row.as_ptr(), row.len()) };
+        if block.has_room() {
+            for b in 0..B {
+                let row = &x.row(first + b)[columns.clone()];
+                // SAFETY: the block has room for the columns.
+                unsafe { block.row(b).copy_from_nonoverlapping(row.as_ptr(), row.len()) };
+            }
         }
-        let (x, stride) = (block.row(0).cast_const(), block.stride);
+        let stride = block.stride;
+        let x =
+            if block.has_room() { block.row(0).cast_const() } else { x.row(first)[columns.clone()].as_ptr() };
         let most = (S::LANES / B).max(1);
         let mut k = rows.start;
         while k < rows.end {
@@ -282,7 +310,7 @@ impl<T: Scalar> Gather<'_, T> {
             let mut totals = [simd.zero(); 16];
             for r in 0..n {
                 let mut sums = [[simd.zero(); B]; U];
-                for (place, run) in windows.clipped(k + r, columns) {
+                for (place, run) in windows.clipped(k + r, columns).flat_map(pieces) {
                     let a = &decoded.get(values, place..place + run.len())[..run.len()];
                     let run = run.start - columns.start..run.end - columns.start;
                     let a = a.as_ptr().wrapping_sub(run.start);
@@ -366,13 +394,24 @@ impl<T: Scalar> Scatter<'_, T> {
         let Self { job: &Job { values, windows, x, update, .. }, columns: ref all, ref mut y } = *self;
         let (mut decoded, mut block) = (Decoded::new(), Block::<T, B>::new(columns.len()));
         let x: [&[T]; B] = std::array::from_fn(|b| x.row(first + b));
-        for b in 0..B {
+        let own = columns.start - all.start..columns.end - all.start;
+        let rows = if block.has_room() { B } else { 0 };
+        for b in 0..rows {
             // SAFETY: the block has room for the columns.
             unsafe { block.row(b).write_bytes(0, columns.len()) };
         }
-        let (sums, stride) = (block.row(0), block.stride);
+        let stride = block.stride;
+        let sums = if block.has_room() {
+            block.row(0)
+        } else {
+            let y = &mut y.row(first)[own.clone()];
+            if update == Update::Overwrite {
+                y.fill(T::default());
+            }
+            y.as_mut_ptr()
+        };
         for k in 0..windows.rows() {
-            for (place, run) in windows.clipped(k, columns) {
+            for (place, run) in windows.clipped(k, columns).flat_map(pieces) {
                 let a = &decoded.get(values, place..place + run.len())[..run.len()];
                 let run = run.start - columns.start..run.end - columns.start;
                 let a = a.as_ptr().wrapping_sub(run.start);
@@ -401,13 +440,13 @@ impl<T: Scalar> Scatter<'_, T> {
                 }
             }
         }
-        for b in 0..B {
-            let y = &mut y.row(first + b)[columns.start - all.start..columns.end - all.start];
+        for b in 0..rows {
+            let y = &mut y.row(first + b)[own.clone()];
             // SAFETY: the block's rows have these columns, all of them written.
             let sums = unsafe { std::slice::from_raw_parts(block.row(b).cast_const(), y.len()) };
             match update {
                 Update::Overwrite => y.copy_from_slice(sums),
-                Update::Accumulate => y.iter_mut().zip(sums).for_each(|(y, sum)| *y = *y + *sum),
+                Update::Accumulate => y.iter_mut().zip(sums).for_each(|(y, sum)| *y += *sum),
             }
         }
     }
