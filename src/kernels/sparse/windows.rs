@@ -195,29 +195,25 @@ fn blocks<T, S: Simd<T>>(simd: S, batch: usize, all: Range<usize>) -> impl Itera
 struct Block<T, const B: usize> {
     numbers: Aligned<T, { 2 * BLOCK + 8 * APART }>,
     stride: usize,
+    has_room: bool,
 }
 
 /// Numbers between the rows of a block.
 const APART: usize = 16;
 
 impl<T: Scalar, const B: usize> Block<T, B> {
-    /// For so many columns.
+    /// For so many columns of rows of a width. Long rows have no room by themselves: by their width and not by their columns, of which threads have
+    /// some, so that sums are the same.
     #[inline(always)]
-    fn new(columns: usize) -> Self {
-        let stride = columns.next_multiple_of(APART) + APART;
-        assert!(B == 1 || B * stride <= 2 * BLOCK + 8 * APART);
-        Self { numbers: Aligned::new(), stride }
-    }
-
-    /// Whether it holds the columns: all but a long row by itself.
-    #[inline(always)]
-    fn has_room(&self) -> bool {
-        B > 1 || self.stride <= 2 * BLOCK + APART
+    fn new(columns: usize, width: usize) -> Self {
+        let (stride, has_room) = (columns.next_multiple_of(APART) + APART, B > 1 || width <= 2 * BLOCK);
+        assert!(!has_room || B * stride <= 2 * BLOCK + 8 * APART);
+        Self { numbers: Aligned::new(), stride, has_room }
     }
 
     #[inline(always)]
     fn row(&mut self, b: usize) -> *mut T {
-        assert!(b < B && self.has_room());
+        assert!(b < B && self.has_room);
         // SAFETY: there is room for `B` rows.
         unsafe { self.numbers.pointer().add(b * self.stride) }
     }
@@ -225,7 +221,7 @@ impl<T: Scalar, const B: usize> Block<T, B> {
 
 /// Does `$whole` for the whole vectors of the columns `$run`, `$unroll` of them at a time: with the number of their sums and their first column, which
 /// is a multiple of their length. And `$part` for those at its ends, with the lanes that are meant.
-macro_rules! vectors {
+macro_rules! each_vector {
     ($run:expr, $unroll:expr, |$u:ident, $j:ident| $whole:expr, |$k:ident, $from:ident, $to:ident| $part:expr) => {{
         let Range { start, end } = $run;
         let mut j = start / S::LANES * S::LANES;
@@ -292,8 +288,8 @@ impl<T: Scalar> Gather<'_, T> {
         update: Update,
     ) {
         let Self { job: &Job { values, windows, x, .. }, ref rows, ref mut y } = *self;
-        let (mut decoded, mut block) = (Decoded::new(), Block::<T, B>::new(columns.len()));
-        if block.has_room() {
+        let (mut decoded, mut block) = (Decoded::new(), Block::<T, B>::new(columns.len(), windows.width()));
+        if block.has_room {
             for b in 0..B {
                 let row = &x.row(first + b)[columns.clone()];
                 // SAFETY: the block has room for the columns.
@@ -302,7 +298,7 @@ impl<T: Scalar> Gather<'_, T> {
         }
         let stride = block.stride;
         let x =
-            if block.has_room() { block.row(0).cast_const() } else { x.row(first)[columns.clone()].as_ptr() };
+            if block.has_room { block.row(0).cast_const() } else { x.row(first)[columns.clone()].as_ptr() };
         let most = (S::LANES / B).max(1);
         let mut k = rows.start;
         while k < rows.end {
@@ -316,7 +312,7 @@ impl<T: Scalar> Gather<'_, T> {
                     let a = a.as_ptr().wrapping_sub(run.start);
                     // SAFETY: `a` and the block's rows have numbers in these columns.
                     unsafe {
-                        vectors!(
+                        each_vector!(
                             run,
                             U,
                             |u, j| {
@@ -392,16 +388,16 @@ impl<T: Scalar> Scatter<'_, T> {
     #[inline(always)]
     fn batch<S: Simd<T>, const B: usize>(&mut self, simd: S, first: usize, columns: &Range<usize>) {
         let Self { job: &Job { values, windows, x, update, .. }, columns: ref all, ref mut y } = *self;
-        let (mut decoded, mut block) = (Decoded::new(), Block::<T, B>::new(columns.len()));
+        let (mut decoded, mut block) = (Decoded::new(), Block::<T, B>::new(columns.len(), windows.width()));
         let x: [&[T]; B] = std::array::from_fn(|b| x.row(first + b));
         let own = columns.start - all.start..columns.end - all.start;
-        let rows = if block.has_room() { B } else { 0 };
+        let rows = if block.has_room { B } else { 0 };
         for b in 0..rows {
             // SAFETY: the block has room for the columns.
             unsafe { block.row(b).write_bytes(0, columns.len()) };
         }
         let stride = block.stride;
-        let sums = if block.has_room() {
+        let sums = if block.has_room {
             block.row(0)
         } else {
             let y = &mut y.row(first)[own.clone()];
@@ -418,7 +414,7 @@ impl<T: Scalar> Scatter<'_, T> {
                 let xs: [S::V; B] = simd::vectors(simd, |b| simd.splat(x[b][k]));
                 // SAFETY: `a` and the block's rows have numbers in these columns.
                 unsafe {
-                    vectors!(
+                    each_vector!(
                         run,
                         1,
                         |_u, j| {
@@ -507,6 +503,41 @@ mod tests {
                     let got = y[b * outputs + o].widen();
                     let close = (got - expected).abs() <= 1e-4 * expected.abs().max(100.0);
                     assert!(close, "{storage} {op:?} batch {batch} output {o}: {got}, expected {expected}");
+                }
+            }
+        }
+    }
+
+    /// Numbers whose sums depend on their order, from one thread and from three.
+    #[test]
+    fn threads_change_no_bit() {
+        for width in [900, 4096, 9001] {
+            let starts: Vec<u32> = (0..40).map(|k| k * 677 % width).collect();
+            let lens: Vec<u32> = (0..40).map(|k| width / 2 + k * 53 % (width / 2)).collect();
+            let windows = Windows::new(width as usize, starts, &lens).unwrap();
+            let number = |i: usize| 1.0 / (1 + i * 7919 % 1013) as f64 - 0.01;
+            let factor = Factor::from_fn(Storage::F32, (1, 1, windows.len()), |_, _, p| number(p));
+            for level in Level::available() {
+                for (op, batch) in
+                    [(Op::Forward, 1), (Op::Transpose, 1), (Op::Forward, 13), (Op::Transpose, 13)]
+                {
+                    let (outputs, inputs) = op.order(windows.rows(), windows.width());
+                    let x: Vec<f32> = (0..batch * inputs).map(|i| number(i + 5) as f32).collect();
+                    let product = |parallelism| {
+                        let mut y: Vec<f32> = (0..batch * outputs).map(|i| number(i + 9) as f32).collect();
+                        factor.multiply_windows(WindowProduct {
+                            windows: &windows,
+                            op,
+                            x: Rows::new(&x, batch, inputs, inputs),
+                            y: RowsMut::new(&mut y, batch, outputs, outputs),
+                            update: Update::Accumulate,
+                            policy: Policy { level, parallelism },
+                        });
+                        y
+                    };
+                    let (one, three) =
+                        (product(crate::Parallelism::Seq), product(crate::Parallelism::Threads(3)));
+                    assert!(one == three, "{op:?} batch {batch} width {width} {level}");
                 }
             }
         }
