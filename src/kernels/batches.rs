@@ -210,6 +210,9 @@ impl<T: Scalar> Kernel<T> for Run<'_, '_, T> {
             let mut from = 0;
             while lane + from < end {
                 let part = Stream { at: w.at + from, ..w };
+                let (map, out) = (io.map, lane + from);
+                let feature =
+                    if io.op == Op::Forward { map.row_feature(block, out) } else { block * map.cols + out };
                 let wide = end - lane - from > S::LANES;
                 let mut row = 0;
                 while row < batch {
@@ -223,6 +226,12 @@ impl<T: Scalar> Kernel<T> for Run<'_, '_, T> {
                     };
                     macro_rules! part {
                         ($r:expr, $v:expr, $u:expr, $far:expr) => {{
+                            // Outputs that are added to are on their way while the sums are made.
+                            for r in 0..if overwrite { 0 } else { $r } {
+                                let y = io.y.0.wrapping_add((first + row + r) * io.y_stride + feature);
+                                prefetch(y.cast());
+                                prefetch(y.wrapping_add($v * S::LANES - 1).cast());
+                            }
                             let sums = tile::<T, S, Numbers<T>, $r, $v, $u, $far>(simd, part, inputs, far);
                             for r in 0..$r {
                                 put(simd, io, block, first + row + r, lane + from, end, &sums[r], overwrite);

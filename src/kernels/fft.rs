@@ -3,7 +3,7 @@
 //! Each row is transformed by itself, as a complex row of half the length. Packing two rows into one complex transform
 //! would save the untangling pass, but lets the rounding errors (and NaN) of one row leak into the other.
 
-use super::sparse::Pattern;
+use super::sparse::{Bitmap, Pattern};
 use super::spectral::{BlockTransform, Convolution, SpectrumGrid, Transform};
 use crate::matrix::Update;
 use crate::scalar::Scalar;
@@ -258,6 +258,8 @@ pub struct Spectrum<T> {
     pub(crate) sparse: Option<SparseSpectrum<T>>,
     /// Dense weights, one block per bin.
     pub(crate) factor: Option<Factor>,
+    /// A sparse matrix for products of one row.
+    pub(crate) bitmap: Option<Bitmap<T>>,
 }
 
 /// A [`Spectrum`] per compute type. It follows from the structure's factors, so that all caches count as equal.

@@ -194,7 +194,7 @@ fn split<T: Scalar, W: Source>(job: &Job<'_, T, W>, tasks: usize, policy: Policy
         None => in_batches(job, policy.level),
         Some((left, right)) => {
             let half = tasks / 2;
-            super::team::join(|| split(&left, tasks - half, policy), || split(&right, half, policy));
+            super::team::join(|| split(&left, tasks - half, policy), move || split(&right, half, policy));
         }
     }
 }

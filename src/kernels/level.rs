@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 pub enum Level {
     /// Plain Rust, on every machine.
     Portable,
-    /// x86-64 with AVX2, FMA and F16C.
+    /// x86-64 with AVX2, POPCNT, FMA and F16C.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
@@ -34,6 +34,7 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => {
                 is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("popcnt")
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c")
             }
@@ -119,7 +120,7 @@ pub trait Kernel<T>: Sized {
     /// # Safety
     /// The machine has the level.
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
+    #[target_feature(enable = "avx2,popcnt,fma,f16c")]
     unsafe fn run_avx2(self) -> Self::Output
     where
         Avx2: Simd<T>,
@@ -133,7 +134,7 @@ pub trait Kernel<T>: Sized {
     /// # Safety
     /// The machine has the level.
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+    #[target_feature(enable = "avx2,popcnt,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     unsafe fn run_avx512(self) -> Self::Output
     where
         Avx512: Simd<T>,

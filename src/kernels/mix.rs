@@ -54,7 +54,7 @@ fn split<T: Scalar, W: Source>(job: Job<'_, T, W>, tasks: usize, policy: Policy)
     let at = left.outputs.start + left.outputs.len() / 2;
     (left.outputs.end, right.outputs.start) = (at, at);
     let half = tasks / 2;
-    super::team::join(|| split(left, tasks - half, policy), || split(right, half, policy));
+    super::team::join(|| split(left, tasks - half, policy), move || split(right, half, policy));
 }
 
 impl<T: Scalar, W: Source> Kernel<T> for Job<'_, T, W> {

@@ -98,7 +98,7 @@ fn split<T: Scalar, W: Source>(task: &Task<'_, T, W>, tasks: usize, level: Level
         };
     };
     let half = tasks / 2;
-    super::team::join(|| split(&left, tasks - half, level), || split(&right, half, level));
+    super::team::join(|| split(&left, tasks - half, level), move || split(&right, half, level));
 }
 
 impl<'a, T, W: Source> Task<'a, T, W> {

@@ -15,8 +15,9 @@ use crate::storage::GROUP;
 /// How far ahead of its use a stream of weights from memory is fetched, in bytes.
 const AHEAD: usize = 4096;
 
-/// Weights from which on they are taken to come from memory: fetching ahead gains a quarter there, and costs a fifth in the caches.
-const STREAMED: usize = 1 << 21;
+/// Weights from which on they are taken to come from memory: fetching ahead gains a quarter there, and costs a sixth in the caches. Numbers that
+/// are decoded lose less by it: half as many suffice.
+const STREAMED: usize = 3 << 19;
 
 /// Lanes that lie side by side in the outputs from which on they are written together.
 const LEAST_RUN: usize = 4;
@@ -210,7 +211,8 @@ pub(super) unsafe fn multiply<T: Scalar, S: Simd<T>, W: Source>(
     unsafe {
         if (packing.lanes == Lanes::Rows) == (job.op == Op::Forward) {
             let (mut row, batch) = (0, job.x.rows());
-            let streamed = job.source.rows() * job.source.cols() >= STREAMED;
+            let least = if job.source.plain::<T>().is_some() { STREAMED } else { STREAMED / 2 };
+            let streamed = job.source.rows() * job.source.cols() >= least;
             while row < batch {
                 row += match batch - row {
                     1 if streamed => lanes::<T, S, W, 1, 4, 2, true>(simd, job, packing, row),
@@ -242,12 +244,85 @@ unsafe fn lanes<
     row: usize,
 ) -> usize {
     for block in job.blocks.clone() {
-        for lane in job.outputs.clone().step_by(PANEL) {
+        let mut outputs = job.outputs.clone();
+        if R == 1 {
+            // SAFETY: the block is in range by the job's promise, the batch row by the caller's.
+            outputs.start += unsafe { whole_panels::<T, S, W, FAR>(simd, job, packing, block, row) };
+        }
+        for lane in outputs.step_by(PANEL) {
             // SAFETY: blocks and lanes are in range by the job's promise, batch rows by the caller's.
             unsafe { panel::<T, S, W, R, V, U, FAR>(simd, job, packing, block, lane, row) };
         }
     }
     R
+}
+
+/// The panels of a block that have all their lanes, where inputs and outputs lie as the panels want them: nothing but the stream stands
+/// between one panel and the next. Returns the lanes it has done.
+#[inline(always)]
+unsafe fn whole_panels<T: Scalar, S: Simd<T>, W: Source, const FAR: bool>(
+    simd: S,
+    job: &Job<'_, T, W>,
+    packing: Packing,
+    block: usize,
+    row: usize,
+) -> usize {
+    let map = job.map;
+    let by_step = W::SCALED && packing.lanes == Lanes::Cols;
+    let lanes = job.outputs.len() / PANEL * PANEL;
+    // Outputs lie side by side, or in groups of whole panels.
+    let (group, apart) = match job.op {
+        Op::Forward => (map.group, !map.rows_contiguous()),
+        Op::Transpose => (map.cols, false),
+    };
+    let gathered = job.op == Op::Transpose && !map.rows_contiguous();
+    if by_step || gathered || apart && !group.is_multiple_of(PANEL) || lanes == 0 {
+        return 0;
+    }
+    let (first, len, overwrite) = (job.outputs.start, packing.depth(), job.update == Update::Overwrite);
+    let (at, scale) = (
+        packing.panel(job.first_block + block, first).0,
+        packing.panel_scales(job.first_block + block, first),
+    );
+    let (width, scale_width) = (PANEL, PANEL);
+    let mut stream = Stream { source: job.source, at, width, len, scale, scale_width };
+    // SAFETY: the caller's; the lanes are among the job's outputs.
+    unsafe {
+        let first_input = job.x.as_ptr().add(row * job.x.stride() + block * len);
+        let x = Inputs { first: first_input, row: 0, step: 1 };
+        let at_lane = if apart { map.row_feature(block, first) } else { block * group + first };
+        let mut y = job.y.0.add(row * job.y_stride + at_lane);
+        let mut left_in_group = if apart { group - first % group } else { lanes };
+        macro_rules! part {
+            ($v:expr, $u:expr) => {{
+                let [sums] = tile::<T, S, W, 1, $v, $u, FAR>(simd, stream, x, AHEAD);
+                for v in 0..$v {
+                    let out = y.add(v * S::LANES);
+                    simd.store(out, if overwrite { sums[v] } else { simd.add(simd.load(out), sums[v]) });
+                }
+                y = y.add($v * S::LANES);
+                stream.at += $v * S::LANES;
+                stream.scale += $v * S::LANES;
+            }};
+        }
+        for _ in 0..lanes / PANEL {
+            if PANEL == 2 * S::LANES {
+                part!(2, 4);
+            } else {
+                for _ in 0..PANEL / S::LANES / 4 {
+                    part!(4, 2);
+                }
+            }
+            stream.at += PANEL * (len - 1);
+            stream.scale += PANEL * (len.div_ceil(GROUP) - 1);
+            left_in_group -= PANEL;
+            if left_in_group == 0 {
+                y = y.wrapping_add((map.blocks - 1) * group);
+                left_in_group = group;
+            }
+        }
+    }
+    lanes
 }
 
 /// The lanes of one panel for `R` batch rows, up to `V` vectors at a time.

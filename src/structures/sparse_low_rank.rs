@@ -6,7 +6,7 @@ use super::{LowRank, LowRankSpec, Sparse, SparseSpec};
 use crate::error::{Error, Result};
 use crate::gradient::{Differentiate, factor_gradients};
 use crate::linalg::{self, SvdMethod, SvdOptions, Threads, matmul, matmul_nt, matmul_tn};
-use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
+use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Descent, Family, Fit, Objective, Request, Run, Stop, descend};
 use crate::scalar::Scalar;
@@ -115,13 +115,13 @@ impl SparseLowRank {
     }
 
     /// Of a product with one of so many batch rows by both parts, as flops of dense products.
-    fn cost<T: Scalar>(&self, batch: usize) -> u64 {
-        self.low_rank.flops(1) + self.sparse.cost::<T>(batch)
+    fn cost<T: Scalar>(&self, op: Op, batch: usize) -> u64 {
+        self.low_rank.flops(1) + self.sparse.cost::<T>(op, batch)
     }
 
     /// Whether so many batch rows are multiplied by the dense matrix.
-    fn is_expanded<T: Scalar>(&self, batch: usize) -> bool {
-        Expanded::pays(self.cost::<T>(batch), self.numbers(), self.low_rank.shape())
+    fn is_expanded<T: Scalar>(&self, op: Op, batch: usize) -> bool {
+        Expanded::pays(self.cost::<T>(op, batch), self.numbers(), self.low_rank.shape())
     }
 
     /// The low-rank part.
@@ -137,7 +137,7 @@ impl SparseLowRank {
 
 impl<T: Scalar> Multiply<T> for SparseLowRank {
     fn multiply(&self, Operands { op, x, mut y, update, mut work }: Operands<'_, T>) {
-        if self.is_expanded::<T>(x.rows())
+        if self.is_expanded::<T>(op, x.rows())
             && let Some(dense) = self.expanded.dense::<T>(self)
         {
             return dense.multiply(op, x, y, update, work.policy);
@@ -165,10 +165,11 @@ impl StructuredMatrix for SparseLowRank {
     }
     fn flops(&self, batch: usize) -> u64 {
         let own = self.low_rank.flops(1) + 2 * self.sparse.nnz() as u64;
-        batch as u64 * Expanded::flops(own, self.cost::<f32>(batch), self.numbers(), self.shape())
+        batch as u64
+            * Expanded::flops(own, self.cost::<f32>(Op::Forward, batch), self.numbers(), self.shape())
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if self.is_expanded::<f32>(batch) { 0 } else { batch };
+        let batch = if self.is_expanded::<f32>(Op::Forward, batch) { 0 } else { batch };
         self.low_rank.scratch_len(batch).max(self.sparse.scratch_len(batch))
     }
     fn to_dense_f64(&self) -> Array2<f64> {

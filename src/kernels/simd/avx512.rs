@@ -25,6 +25,7 @@ impl Simd<f32> for Avx512 {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
     const LOOKS_UP: bool = true;
+    const SPREADS: bool = true;
     type V = __m512;
     type Index = __m512i;
 
@@ -144,6 +145,10 @@ impl Simd<f32> for Avx512 {
             }
             _mm512_mask3_fmadd_ps(_mm512_maskz_loadu_ps(lanes, values), found, sum, lanes)
         }
+    }
+    #[inline(always)]
+    unsafe fn spread(self, ptr: *const f32, mask: u32, zeros: __m512) -> __m512 {
+        unsafe { _mm512_mask_expand_ps(zeros, mask as u16, _mm512_loadu_ps(ptr)) }
     }
     #[inline(always)]
     unsafe fn load_part(self, ptr: *const f32, len: usize) -> __m512 {
@@ -296,6 +301,10 @@ impl Simd<f64> for Avx512 {
     #[inline(always)]
     unsafe fn gather(self, at: impl Fn(usize) -> [*const f64; 4]) -> __m512d {
         unsafe { _mm512_insertf64x4::<1>(_mm512_castpd256_pd512(four_f64(at(0))), four_f64(at(1))) }
+    }
+    #[inline(always)]
+    unsafe fn spread(self, ptr: *const f64, mask: u32, zeros: __m512d) -> __m512d {
+        unsafe { _mm512_mask_expand_pd(zeros, mask as u8, _mm512_loadu_pd(ptr)) }
     }
     #[inline(always)]
     unsafe fn load_part(self, ptr: *const f64, len: usize) -> __m512d {

@@ -30,6 +30,8 @@ pub trait Simd<T>: Copy + Send + Sync {
     const REGISTERS: usize;
     /// Whether [`add_looked_up`](Self::add_looked_up) finds numbers in registers.
     const LOOKS_UP: bool = false;
+    /// Whether [`spread`](Self::spread) is an instruction.
+    const SPREADS: bool = false;
     /// The vector.
     type V: Copy;
     /// A lane for each lane.
@@ -111,6 +113,26 @@ pub trait Simd<T>: Copy + Send + Sync {
         }
         // SAFETY: there are at least as many found as lanes, and `len` values by the caller's promise.
         unsafe { self.mul_add(self.load_part(values, len), self.load(found.as_ptr()), sum) }
+    }
+    /// The numbers at `ptr`, one after the other, in the lanes whose bits are set; the other lanes are those of `zeros`.
+    ///
+    /// # Safety
+    /// `ptr` is valid for `LANES` reads.
+    #[inline(always)]
+    unsafe fn spread(self, ptr: *const T, mask: u32, zeros: Self::V) -> Self::V
+    where
+        T: Copy + Default,
+    {
+        let (mut lanes, mut taken) = ([T::default(); 16], 0);
+        for (i, lane) in lanes.iter_mut().enumerate().take(Self::LANES) {
+            if mask >> i & 1 == 1 {
+                // SAFETY: the caller's promise.
+                *lane = unsafe { *ptr.add(taken) };
+                taken += 1;
+            }
+        }
+        // SAFETY: there are at least as many as lanes.
+        self.add(unsafe { self.load(lanes.as_ptr()) }, zeros)
     }
     /// Reads the first `len <= LANES` numbers; the other lanes are zero.
     ///

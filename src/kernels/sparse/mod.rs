@@ -1,5 +1,6 @@
 //! Products with a matrix in compressed sparse rows, for values in any storage.
 
+mod bitmap;
 mod pattern;
 mod rows;
 mod tables;
@@ -7,6 +8,7 @@ mod tiles;
 mod values;
 mod windows;
 
+pub use bitmap::Bitmap;
 pub use pattern::Pattern;
 pub(crate) use windows::multiply_windows;
 pub use windows::{WindowProduct, Windows};
@@ -37,17 +39,24 @@ pub(crate) fn sparse_scratch_len(batch: usize, out: usize, inp: usize) -> usize 
     }
 }
 
-/// Multiply-adds of a dense product in the time of one of a product with this pattern, about, where the dense matrix comes from memory; one
-/// that stays in a core's cache takes a third of the time for a few batch rows.
+/// Multiply-adds of a dense product in the time that the product of a batch row with this pattern takes, about, where the dense matrix comes
+/// from memory; one that stays in a core's cache takes a third of the time for a few batch rows.
 pub(crate) fn sparse_cost<T: Scalar>(pattern: &Pattern, batch: usize) -> u64 {
     let few = if pattern.tables().is_some() && tables::pay::<T>(Level::detected()) { 3 } else { 5 };
     let cached = pattern.rows().saturating_mul(pattern.width()) <= CACHED;
-    match batch {
+    let each = match batch {
         ..TILED_BATCH if cached => 3 * few,
         ..TILED_BATCH => few,
         TILED_BATCH..=8 => 5,
         _ => 3,
-    }
+    };
+    each * pattern.len() as u64
+}
+
+/// Likewise for one row and the [`Bitmap`] of the pattern, where that takes less time than other products with it.
+pub(crate) fn bitmap_cost<T: Scalar>(pattern: &Pattern, level: Level) -> Option<u64> {
+    let cached = pattern.rows().saturating_mul(pattern.width()) <= CACHED;
+    bitmap::cost::<T>(pattern, level).filter(|&cost| !cached && cost < sparse_cost::<T>(pattern, 1))
 }
 
 /// Entries of a dense matrix that stays in a core's cache.
@@ -128,7 +137,7 @@ fn look_up<T: Scalar>(job: LookUp<'_, T>, level: Level, tasks: usize) {
     }
     let (left, right) = job.split(at);
     let half = tasks / 2;
-    super::team::join(|| look_up(left, level, tasks - half), || look_up(right, level, half));
+    super::team::join(|| look_up(left, level, tasks - half), move || look_up(right, level, half));
 }
 
 #[derive(Clone, Copy)]
@@ -161,7 +170,7 @@ impl<T: Scalar, I: Index> Job<'_, T, I> {
         let half = tasks / 2;
         super::team::join(
             || self.forward(&starts[..=at], x, left, update, tasks - half),
-            || self.forward(&starts[at..], x, right, update, half),
+            move || self.forward(&starts[at..], x, right, update, half),
         );
     }
 
@@ -175,7 +184,7 @@ impl<T: Scalar, I: Index> Job<'_, T, I> {
             let (x_top, x_bottom) = (x.batch(0..at), x.batch(at..batch));
             super::team::join(
                 || self.transpose(starts, x_top, top, left, tasks - half),
-                || self.transpose(starts, x_bottom, bottom, right, half),
+                move || self.transpose(starts, x_bottom, bottom, right, half),
             );
             return;
         }

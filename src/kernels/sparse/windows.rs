@@ -139,7 +139,7 @@ impl<T: Scalar> Job<'_, T> {
         let ((left, right), half, middle) = (y.split_columns(at), tasks / 2, rows.start + at);
         crate::kernels::team::join(
             || self.gather(rows.start..middle, left, tasks - half),
-            || self.gather(middle..rows.end, right, half),
+            move || self.gather(middle..rows.end, right, half),
         );
     }
 
@@ -152,7 +152,7 @@ impl<T: Scalar> Job<'_, T> {
         let ((left, right), half, middle) = (y.split_columns(at), tasks / 2, columns.start + at);
         crate::kernels::team::join(
             || self.scatter(columns.start..middle, left, tasks - half),
-            || self.scatter(middle..columns.end, right, half),
+            move || self.scatter(middle..columns.end, right, half),
         );
     }
 }

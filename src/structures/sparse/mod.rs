@@ -9,9 +9,12 @@ use flat::FlatButterfly;
 use super::expanded::Expanded;
 use crate::error::{Error, Result};
 use crate::gradient::{Differentiate, gathered};
-use crate::kernels::{Pattern, SparseProduct, sparse_cost, sparse_scratch_len};
+use crate::kernels::{
+    Bitmap, Level, Pattern, SparseProduct, Spectrum, SpectrumCache, bitmap_cost, sparse_cost,
+    sparse_scratch_len,
+};
 use crate::linalg::{Threads, matmul_tn};
-use crate::matrix::{Multiply, Operands, StructuredMatrix};
+use crate::matrix::{Multiply, Op, Operands, StructuredMatrix};
 use crate::parts::{MAX_FEATURES, Parts};
 use crate::projection::{Family, Fit, Objective, Request, Run, scale_outputs};
 use crate::random::Gaussian;
@@ -25,7 +28,9 @@ use std::str::FromStr;
 /// Parameters and multiply-adds: the number of kept positions; each also takes a column index of 2 bytes (4 in files, and where there are
 /// more than 65536 inputs), and each row a pointer. Values may have any storage; groups of an integer storage run along the stream of values.
 /// Where more than a fifth to a third of the positions is kept (a fifteenth to a ninth where the dense matrix stays in a core's cache), by batch and
-/// instruction set, the dense product takes less time: then the dense matrix is made on the first product and multiplied.
+/// instruction set, the dense product takes less time: then the dense matrix is made on the first product and multiplied. A product of one row
+/// with a larger matrix of which more than a sixth to a quarter is kept, on AVX-512, takes the values in the order of a bitmap instead, made on the first one: that
+/// reads `nnz` numbers and a bit for each position.
 ///
 /// Projection: the entries of largest magnitude, which is optimal; so it is for a diagonal $C$ with the scores
 /// $W_{ij}^2 C_{jj}$. For any other $C$ the one of these two supports that loses less with the entries of $W$ is kept, and its values are refitted,
@@ -50,6 +55,8 @@ pub struct Sparse {
     values: Factor,
     pattern: Pattern,
     expanded: Expanded,
+    /// Bits and values, for products of one row: made on the first one that takes less time with them.
+    bitmap: SpectrumCache,
 }
 
 /// Which positions may be kept together.
@@ -138,7 +145,11 @@ impl Sparse {
         let values = Factor::from_fn(storage, (1, 1, kept.len()), |_, _, p| kept[p]);
         let pattern = Pattern::new(w.ncols(), support.starts, support.cols);
         let pattern = pattern.expect("supports ascend, inside of the weight");
-        Self { values, pattern, expanded: Expanded::default() }
+        Self::of(values, pattern)
+    }
+
+    fn of(values: Factor, pattern: Pattern) -> Self {
+        Self { values, pattern, expanded: Expanded::default(), bitmap: SpectrumCache::default() }
     }
 
     /// Stored numbers.
@@ -147,13 +158,23 @@ impl Sparse {
     }
 
     /// Of a product with one of so many batch rows by the kept positions, as flops of dense products.
-    pub(crate) fn cost<T: Scalar>(&self, batch: usize) -> u64 {
-        2 * sparse_cost::<T>(&self.pattern, batch) * self.nnz() as u64
+    pub(crate) fn cost<T: Scalar>(&self, op: Op, batch: usize) -> u64 {
+        let one_row = op == Op::Forward && batch == 1;
+        let spread = if one_row { bitmap_cost::<T>(&self.pattern, Level::detected()) } else { None };
+        2 * spread.unwrap_or_else(|| sparse_cost::<T>(&self.pattern, batch))
     }
 
     /// Whether so many batch rows are multiplied by the dense matrix.
-    fn is_expanded<T: Scalar>(&self, batch: usize) -> bool {
-        Expanded::pays(self.cost::<T>(batch), self.numbers(), self.shape())
+    fn is_expanded<T: Scalar>(&self, op: Op, batch: usize) -> bool {
+        Expanded::pays(self.cost::<T>(op, batch), self.numbers(), self.shape())
+    }
+
+    /// The matrix as bits and values, where a product of so many batch rows takes less time with it.
+    fn bitmap<T: Scalar>(&self, op: Op, batch: usize, level: Level) -> Option<&Bitmap<T>> {
+        let pays = op == Op::Forward && batch == 1 && bitmap_cost::<T>(&self.pattern, level).is_some();
+        let value = |p| T::narrow(self.values.get(0, 0, p));
+        let make = || Spectrum { bitmap: Some(Bitmap::new(&self.pattern, value)), ..Default::default() };
+        if pays { self.bitmap.get::<T>(make).bitmap.as_ref() } else { None }
     }
 
     /// Number of kept positions.
@@ -168,11 +189,14 @@ impl Sparse {
 }
 
 impl<T: Scalar> Multiply<T> for Sparse {
-    fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
-        if self.is_expanded::<T>(x.rows())
+    fn multiply(&self, Operands { op, x, mut y, update, work }: Operands<'_, T>) {
+        if self.is_expanded::<T>(op, x.rows())
             && let Some(dense) = self.expanded.dense::<T>(self)
         {
             return dense.multiply(op, x, y, update, work.policy);
+        }
+        if let Some(bitmap) = self.bitmap::<T>(op, x.rows(), work.policy.level) {
+            return T::spread(bitmap, x.row(0), y.row(0), update, work.policy);
         }
         let (pattern, policy) = (&self.pattern, work.policy);
         let (scratch, _) = work.slice(sparse_scratch_len(x.rows(), pattern.rows(), pattern.width()));
@@ -207,11 +231,11 @@ impl StructuredMatrix for Sparse {
         (self.pattern.rows(), self.pattern.width())
     }
     fn flops(&self, batch: usize) -> u64 {
-        let (own, cost) = (2 * self.nnz() as u64, self.cost::<f32>(batch));
+        let (own, cost) = (2 * self.nnz() as u64, self.cost::<f32>(Op::Forward, batch));
         batch as u64 * Expanded::flops(own, cost, self.numbers(), self.shape())
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if self.is_expanded::<f32>(batch) { 0 } else { batch };
+        let batch = if self.is_expanded::<f32>(Op::Forward, batch) { 0 } else { batch };
         let len = sparse_scratch_len(batch, self.pattern.rows(), self.pattern.width());
         crate::exec::Workspace::<f32>::slice_len(len)
     }
@@ -341,6 +365,6 @@ impl Family for Sparse {
                 m + 1
             )));
         };
-        Ok(Self { values, pattern, expanded: Expanded::default() })
+        Ok(Self::of(values, pattern))
     }
 }
