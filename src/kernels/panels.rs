@@ -270,13 +270,9 @@ unsafe fn whole_panels<T: Scalar, S: Simd<T>, W: Source, const FAR: bool>(
     let map = job.map;
     let by_step = W::SCALED && packing.lanes == Lanes::Cols;
     let lanes = job.outputs.len() / PANEL * PANEL;
-    // Outputs lie side by side, or in groups of whole panels.
-    let (group, apart) = match job.op {
-        Op::Forward => (map.group, !map.rows_contiguous()),
-        Op::Transpose => (map.cols, false),
-    };
-    let gathered = job.op == Op::Transpose && !map.rows_contiguous();
-    if by_step || gathered || apart && !group.is_multiple_of(PANEL) || lanes == 0 {
+    // Inputs lie side by side, and outputs do so too or in groups of whole panels.
+    let in_groups = job.op == Op::Forward && map.group.is_multiple_of(PANEL);
+    if by_step || lanes == 0 || !(in_groups || map.rows_contiguous()) {
         return 0;
     }
     let (first, len, overwrite) = (job.outputs.start, packing.depth(), job.update == Update::Overwrite);
@@ -284,15 +280,17 @@ unsafe fn whole_panels<T: Scalar, S: Simd<T>, W: Source, const FAR: bool>(
         packing.panel(job.first_block + block, first).0,
         packing.panel_scales(job.first_block + block, first),
     );
-    let (width, scale_width) = (PANEL, PANEL);
-    let mut stream = Stream { source: job.source, at, width, len, scale, scale_width };
+    let mut stream = Stream { source: job.source, at, width: PANEL, len, scale, scale_width: PANEL };
     // SAFETY: the caller's; the lanes are among the job's outputs.
     unsafe {
         let first_input = job.x.as_ptr().add(row * job.x.stride() + block * len);
         let x = Inputs { first: first_input, row: 0, step: 1 };
-        let at_lane = if apart { map.row_feature(block, first) } else { block * group + first };
-        let mut y = job.y.0.add(row * job.y_stride + at_lane);
-        let mut left_in_group = if apart { group - first % group } else { lanes };
+        let (feature, group) = match job.op {
+            Op::Forward => (map.row_feature(block, first), map.group),
+            Op::Transpose => (block * map.cols + first, map.cols),
+        };
+        let mut y = job.y.0.add(row * job.y_stride + feature);
+        let mut left_in_group = group - first % group;
         macro_rules! part {
             ($v:expr, $u:expr) => {{
                 let [sums] = tile::<T, S, W, 1, $v, $u, FAR>(simd, stream, x, AHEAD);
