@@ -3,7 +3,8 @@
 mod common;
 
 use common::oracle::Oracle;
-use common::{correlated_gram, difference, gaussian, norm, with_spectrum};
+use common::{correlated_gram, difference, gaussian, gaussian_of, norm, with_spectrum};
+use structmat::kernels::Level;
 use structmat::ndarray::{Array2, Axis};
 use structmat::prelude::*;
 use structmat::registry::family;
@@ -50,6 +51,54 @@ const SETTINGS: [(&str, &[(&str, &str)]); 9] = [
 
 fn request(parameters: &[(&str, &str)]) -> Request {
     parameters.iter().fold(Request::new(), |request, (name, value)| request.with(*name, value))
+}
+
+/// Products of one row and of three with matrices too large for a core's cache, a third of whose positions are kept: by a bitmap, by a table or densely.
+fn check_dense_patterns<T: structmat::Scalar>(tolerance: f64) {
+    for name in ["sparse", "sparse_low_rank"] {
+        let mut request = Request::new().with("density", 0.3);
+        if name == "sparse_low_rank" {
+            request = request.with("rank", 4);
+        }
+        let matrix = family(name).unwrap().random((530, 521), &request, Storage::F32, 1).unwrap();
+        let dense = matrix.to_dense_f64();
+        for (batch, level) in [1, 3].into_iter().flat_map(|batch| Level::available().map(move |l| (batch, l)))
+        {
+            let forward = gaussian_of::<T>(batch, 521, 2);
+            let transposed = gaussian_of::<T>(batch, 530, 3);
+            let [expected, expected_transposed] =
+                [forward.mapv(T::widen).dot(&dense.t()), transposed.mapv(T::widen).dot(&dense)];
+            let product = |exec: Exec<T>| {
+                let mut exec = exec.with_level(level);
+                let mut y = Array2::from_elem((batch, 530), T::narrow(f64::NAN));
+                matrix.apply_into(&forward, &mut y, Update::Overwrite, &mut exec).unwrap();
+                assert!(difference(&y, &expected) < tolerance, "{name} batch {batch} {level}");
+                matrix.apply_into(&forward, &mut y, Update::Accumulate, &mut exec).unwrap();
+                assert!(
+                    difference(&y, &(&expected * 2.0)) < tolerance,
+                    "{name} batch {batch} {level}: added"
+                );
+                let mut x = Array2::from_elem((batch, 521), T::narrow(f64::NAN));
+                matrix.apply_transpose_into(&transposed, &mut x, Update::Overwrite, &mut exec).unwrap();
+                assert!(
+                    difference(&x, &expected_transposed) < tolerance,
+                    "{name} batch {batch} {level}: transposed"
+                );
+                y
+            };
+            assert_eq!(
+                product(Exec::new()),
+                product(Exec::threads(2)),
+                "{name} batch {batch} {level}: threads"
+            );
+        }
+    }
+}
+
+#[test]
+fn dense_patterns_multiply_as_their_formula() {
+    check_dense_patterns::<f32>(1e-5);
+    check_dense_patterns::<f64>(1e-12);
 }
 
 #[test]
