@@ -55,8 +55,10 @@ pub(crate) fn sparse_cost<T: Scalar>(pattern: &Pattern, batch: usize) -> u64 {
 
 /// Likewise for one row and the [`Bitmap`] of the pattern, where that takes less time than other products with it.
 pub(crate) fn bitmap_cost<T: Scalar>(pattern: &Pattern, level: Level) -> Option<u64> {
-    let cached = pattern.rows().saturating_mul(pattern.width()) <= CACHED;
-    bitmap::cost::<T>(pattern, level).filter(|&cost| !cached && cost < sparse_cost::<T>(pattern, 1))
+    if pattern.rows().saturating_mul(pattern.width()) <= CACHED {
+        return None;
+    }
+    bitmap::cost::<T>(pattern, level).filter(|&cost| cost < sparse_cost::<T>(pattern, 1))
 }
 
 /// Entries of a dense matrix that stays in a core's cache.
