@@ -51,7 +51,7 @@ struct Args {
     #[arg(long)]
     blocks: Option<String>,
     /// A parameter of the family, as `key=value`. Repeatable.
-    #[arg(long, value_parser = key_value)]
+    #[arg(long, value_parser = cli::key_value)]
     param: Vec<(String, String)>,
     /// Storage of the factors: f64, f32, bf16, f16, int8 or int4.
     #[arg(long, default_value = "f32")]
@@ -78,11 +78,6 @@ struct Args {
     /// File to write the reports to.
     #[arg(long)]
     json: Option<PathBuf>,
-}
-
-fn key_value(text: &str) -> std::result::Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("expected key=value")?;
-    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// One line of the JSON report.

@@ -26,6 +26,12 @@ pub fn run(tool: impl FnOnce() -> Outcome) -> ExitCode {
     }
 }
 
+/// A parameter of a family, as `key=value`.
+pub fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected key=value")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
 /// Opens a model. Its description is a shipped one by name, one in a file, the `config.json` beside the model, or, where there is none, the
 /// shipped one if all its tensors are there.
 pub fn model(path: &Path, architecture: Option<&str>) -> structmat::Result<Model> {

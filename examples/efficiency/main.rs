@@ -60,6 +60,9 @@ struct Args {
     /// Parameters as fractions of the dense matrix's.
     #[arg(long, value_delimiter = ',', default_value = "0.5,0.25,0.125")]
     ratios: Vec<f64>,
+    /// A parameter of the families that know it, as `key=value`. Repeatable.
+    #[arg(long, value_parser = cli::key_value)]
+    param: Vec<(String, String)>,
     /// Storages of the factors: f64, f32, bf16, f16, int8, int4.
     #[arg(long, value_delimiter = ',', default_value = "f32")]
     storage: Vec<Storage>,
@@ -207,6 +210,9 @@ fn cell(args: &Args, entries: &[&Entry], at: Conditions, machine: &mut Machine) 
             let mut last = 0;
             for &ratio in &args.ratios {
                 let request = Request::new().budget(Budget::Ratio(ratio));
+                let request =
+                    args.param.iter().fold(request, |request, (key, value)| request.with(key, value));
+                let request = request.only(entry.parameters);
                 let matrix = match entry.random(at.shape, &request, storage, 1) {
                     Err(Error::Budget { .. }) => continue,
                     other => other?,

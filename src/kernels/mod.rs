@@ -43,7 +43,9 @@ pub(crate) use mix::mix;
 pub(crate) use packing::{Lanes, Packing, SLACK};
 #[doc(hidden)]
 pub use sparse::{Bitmap, Pattern, SparseProduct, WindowProduct, Windows};
-pub(crate) use sparse::{bitmap_cost, multiply_sparse, multiply_windows, sparse_cost, sparse_scratch_len};
+pub(crate) use sparse::{
+    CACHED, bitmap_cost, multiply_sparse, multiply_windows, sparse_cost, sparse_scratch_len,
+};
 pub(crate) use spectral::{BlockTransform, Convolution, Layout, Transform, spectrum_len};
 #[doc(hidden)]
 pub use spectral::{GridProduct, SpectrumGrid, TransformPass};

@@ -167,6 +167,11 @@ impl Simd<f32> for Avx2 {
         unsafe { _mm256_maskload_ps(ptr, _mm256_andnot_si256(first_32(from), first_32(to))) }
     }
     #[inline(always)]
+    fn keep(self, a: __m256, from: usize, to: usize) -> __m256 {
+        let lanes = unsafe { _mm256_andnot_si256(first_32(from), first_32(to)) };
+        unsafe { _mm256_and_ps(a, _mm256_castsi256_ps(lanes)) }
+    }
+    #[inline(always)]
     unsafe fn store_lanes(self, ptr: *mut f32, a: __m256, from: usize, to: usize) {
         unsafe { _mm256_maskstore_ps(ptr, _mm256_andnot_si256(first_32(from), first_32(to)), a) }
     }
@@ -313,6 +318,11 @@ impl Simd<f64> for Avx2 {
     #[inline(always)]
     unsafe fn load_lanes(self, ptr: *const f64, from: usize, to: usize) -> __m256d {
         unsafe { _mm256_maskload_pd(ptr, _mm256_andnot_si256(first_64(from), first_64(to))) }
+    }
+    #[inline(always)]
+    fn keep(self, a: __m256d, from: usize, to: usize) -> __m256d {
+        let lanes = unsafe { _mm256_andnot_si256(first_64(from), first_64(to)) };
+        unsafe { _mm256_and_pd(a, _mm256_castsi256_pd(lanes)) }
     }
     #[inline(always)]
     unsafe fn store_lanes(self, ptr: *mut f64, a: __m256d, from: usize, to: usize) {

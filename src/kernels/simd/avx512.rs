@@ -147,8 +147,13 @@ impl Simd<f32> for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn spread(self, ptr: *const f32, mask: u32, zeros: __m512) -> __m512 {
-        unsafe { _mm512_mask_expand_ps(zeros, mask as u16, _mm512_loadu_ps(ptr)) }
+    unsafe fn add_spread(self, sum: __m512, x: f32, ptr: *const f32, mask: u32) -> __m512 {
+        // Spread into a copy of `x`: into zeros, each instruction would wait for the one before that wrote its register.
+        unsafe {
+            let x = _mm512_set1_ps(x);
+            let spread = _mm512_mask_expand_ps(x, mask as u16, _mm512_loadu_ps(ptr));
+            _mm512_mask3_fmadd_ps(spread, x, sum, mask as u16)
+        }
     }
     #[inline(always)]
     unsafe fn load_part(self, ptr: *const f32, len: usize) -> __m512 {
@@ -161,6 +166,10 @@ impl Simd<f32> for Avx512 {
     #[inline(always)]
     unsafe fn load_lanes(self, ptr: *const f32, from: usize, to: usize) -> __m512 {
         unsafe { _mm512_maskz_loadu_ps(((1u32 << to) - (1u32 << from)) as __mmask16, ptr) }
+    }
+    #[inline(always)]
+    fn keep(self, a: __m512, from: usize, to: usize) -> __m512 {
+        unsafe { _mm512_maskz_mov_ps(((1u32 << to) - (1u32 << from)) as __mmask16, a) }
     }
     #[inline(always)]
     unsafe fn store_lanes(self, ptr: *mut f32, a: __m512, from: usize, to: usize) {
@@ -303,8 +312,13 @@ impl Simd<f64> for Avx512 {
         unsafe { _mm512_insertf64x4::<1>(_mm512_castpd256_pd512(four_f64(at(0))), four_f64(at(1))) }
     }
     #[inline(always)]
-    unsafe fn spread(self, ptr: *const f64, mask: u32, zeros: __m512d) -> __m512d {
-        unsafe { _mm512_mask_expand_pd(zeros, mask as u8, _mm512_loadu_pd(ptr)) }
+    unsafe fn add_spread(self, sum: __m512d, x: f64, ptr: *const f64, mask: u32) -> __m512d {
+        // Spread into a copy of `x`: into zeros, each instruction would wait for the one before that wrote its register.
+        unsafe {
+            let x = _mm512_set1_pd(x);
+            let spread = _mm512_mask_expand_pd(x, mask as u8, _mm512_loadu_pd(ptr));
+            _mm512_mask3_fmadd_pd(spread, x, sum, mask as u8)
+        }
     }
     #[inline(always)]
     unsafe fn load_part(self, ptr: *const f64, len: usize) -> __m512d {
@@ -317,6 +331,10 @@ impl Simd<f64> for Avx512 {
     #[inline(always)]
     unsafe fn load_lanes(self, ptr: *const f64, from: usize, to: usize) -> __m512d {
         unsafe { _mm512_maskz_loadu_pd(((1u32 << to) - (1u32 << from)) as __mmask8, ptr) }
+    }
+    #[inline(always)]
+    fn keep(self, a: __m512d, from: usize, to: usize) -> __m512d {
+        unsafe { _mm512_maskz_mov_pd(((1u32 << to) - (1u32 << from)) as __mmask8, a) }
     }
     #[inline(always)]
     unsafe fn store_lanes(self, ptr: *mut f64, a: __m512d, from: usize, to: usize) {

@@ -30,7 +30,7 @@ pub trait Simd<T>: Copy + Send + Sync {
     const REGISTERS: usize;
     /// Whether [`add_looked_up`](Self::add_looked_up) finds numbers in registers.
     const LOOKS_UP: bool = false;
-    /// Whether [`spread`](Self::spread) is an instruction.
+    /// Whether [`add_spread`](Self::add_spread) takes no loop over lanes.
     const SPREADS: bool = false;
     /// The vector.
     type V: Copy;
@@ -114,25 +114,26 @@ pub trait Simd<T>: Copy + Send + Sync {
         // SAFETY: there are at least as many found as lanes, and `len` values by the caller's promise.
         unsafe { self.mul_add(self.load_part(values, len), self.load(found.as_ptr()), sum) }
     }
-    /// The numbers at `ptr`, one after the other, in the lanes whose bits are set; the other lanes are those of `zeros`.
+    /// Adds `x` times the numbers at `ptr`, one after the other, to the lanes of `sum` whose bits are set; the others stay, whatever `x` is.
     ///
     /// # Safety
     /// `ptr` is valid for `LANES` reads.
     #[inline(always)]
-    unsafe fn spread(self, ptr: *const T, mask: u32, zeros: Self::V) -> Self::V
+    unsafe fn add_spread(self, sum: Self::V, x: T, ptr: *const T, mask: u32) -> Self::V
     where
         T: Copy + Default,
     {
-        let (mut lanes, mut taken) = ([T::default(); 16], 0);
-        for (i, lane) in lanes.iter_mut().enumerate().take(Self::LANES) {
+        let (mut lanes, mut inputs, mut taken) = ([T::default(); 16], [T::default(); 16], 0);
+        for i in 0..Self::LANES {
             if mask >> i & 1 == 1 {
+                inputs[i] = x;
                 // SAFETY: the caller's promise.
-                *lane = unsafe { *ptr.add(taken) };
+                lanes[i] = unsafe { *ptr.add(taken) };
                 taken += 1;
             }
         }
         // SAFETY: there are at least as many as lanes.
-        self.add(unsafe { self.load(lanes.as_ptr()) }, zeros)
+        unsafe { self.mul_add(self.load(lanes.as_ptr()), self.load(inputs.as_ptr()), sum) }
     }
     /// Reads the first `len <= LANES` numbers; the other lanes are zero.
     ///
@@ -149,6 +150,8 @@ pub trait Simd<T>: Copy + Send + Sync {
     /// # Safety
     /// Those places are valid for reads; `ptr` itself need not be.
     unsafe fn load_lanes(self, ptr: *const T, from: usize, to: usize) -> Self::V;
+    /// Lanes `from .. to <= LANES` of `a`; the others are zero.
+    fn keep(self, a: Self::V, from: usize, to: usize) -> Self::V;
     /// Writes lanes `from .. to <= LANES` to where they would lie in a vector at `ptr`.
     ///
     /// # Safety

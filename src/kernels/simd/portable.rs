@@ -114,6 +114,10 @@ macro_rules! portable {
                 array(|i| if inside(i) { unsafe { *ptr.wrapping_add(i) } } else { 0.0 })
             }
             #[inline(always)]
+            fn keep(self, a: Self::V, from: usize, to: usize) -> Self::V {
+                array(|i| if (from..to).contains(&i) { a[i] } else { 0.0 })
+            }
+            #[inline(always)]
             unsafe fn store_lanes(self, ptr: *mut $t, a: Self::V, from: usize, to: usize) {
                 for (i, a) in a.iter().enumerate().take(to).skip(from) {
                     // SAFETY: the caller vouches for these writes.

@@ -11,7 +11,6 @@ use crate::kernels::simd::{Simd, prefetch, vectors};
 use crate::kernels::team;
 use crate::matrix::Update;
 use crate::scalar::Scalar;
-use std::hint::black_box;
 
 /// Rows that share a mask.
 const PANEL: usize = u32::BITS as usize;
@@ -129,8 +128,6 @@ impl<T: Scalar> Product<'_, T> {
     fn panels<S: Simd<T>, const V: usize>(self, simd: S) {
         let Self { bitmap: Bitmap { cols, masks, starts, values }, first, x, y, update } = self;
         assert!(V * S::LANES == PANEL && x.len() == *cols && S::LANES <= SLACK);
-        // The compiler must not know them: where it does, each spreading instruction waits for the one before that wrote its register.
-        let zeros = simd.splat(black_box(T::default()));
         for (panel, y) in (first..).zip(y.chunks_mut(PANEL)) {
             let masks = &masks[panel * cols..(panel + 1) * cols];
             let mut next = values[starts[panel]..].as_ptr();
@@ -138,12 +135,11 @@ impl<T: Scalar> Product<'_, T> {
             let mut sums = [[simd.zero(); V]; 2];
             macro_rules! column {
                 ($sums:expr, $mask:expr, $x:expr) => {{
-                    let x = simd.splat($x);
                     for v in 0..V {
                         let mask = $mask >> (v * S::LANES) & (u32::MAX >> (PANEL - S::LANES));
                         // SAFETY: the bits of a panel count its values, and a vector of zeros follows the last ones.
                         unsafe {
-                            $sums[v] = simd.mul_add(simd.spread(next, mask, zeros), x, $sums[v]);
+                            $sums[v] = simd.add_spread($sums[v], $x, next, mask);
                             next = next.add(mask.count_ones() as usize);
                         }
                     }
@@ -210,6 +206,21 @@ mod tests {
                         assert_eq!(y.widen(), expected + before, "{rows} x {cols}, {of_eight}, {level}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn an_infinite_input_reaches_no_row_without_its_column() {
+        let pattern = Pattern::new(3, vec![0, 2, 3, 5], vec![0, 2, 1, 1, 2]).unwrap();
+        let bitmap = Bitmap::new(&pattern, |p| number(p) as f32);
+        for level in Level::available() {
+            for input in [f32::INFINITY, f32::NAN] {
+                let mut y = [0.0; 3];
+                let policy = Policy { parallelism: Parallelism::Seq, level };
+                bitmap.multiply(&[input, 1.0, 2.0], &mut y, Update::Overwrite, policy);
+                assert!(!y[0].is_finite() && y[1] == number(2) as f32, "{level}: {y:?}");
+                assert!(y[2] == (number(3) + 2.0 * number(4)) as f32, "{level}: {y:?}");
             }
         }
     }

@@ -62,7 +62,7 @@ pub(crate) fn bitmap_cost<T: Scalar>(pattern: &Pattern, level: Level) -> Option<
 }
 
 /// Entries of a dense matrix that stays in a core's cache.
-const CACHED: usize = 1 << 18;
+pub(crate) const CACHED: usize = 1 << 18;
 
 /// What to multiply with a sparse matrix.
 #[derive(Debug)]

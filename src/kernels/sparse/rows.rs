@@ -26,7 +26,7 @@ impl<T: Scalar, I: Index> Kernel<T> for Gather<'_, T, I> {
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
         let Self { values, starts, cols, x, mut y, update } = self;
-        let mut decoded = Decoded::new();
+        let mut decoded = Decoded::new(values);
         let mut products = [T::default(); BLOCK];
         let (mut i, rows) = (0, y.cols());
         while i < rows {
@@ -38,7 +38,7 @@ impl<T: Scalar, I: Index> Kernel<T> for Gather<'_, T, I> {
                 // One piece, unless a single row is longer than a block: pieces hold whole vectors, so rows add up in the same order then.
                 for from in (start..end).step_by(BLOCK) {
                     let count = BLOCK.min(end - from);
-                    let values = decoded.get(values, from..from + count);
+                    let values = decoded.get(from..from + count);
                     // SAFETY: the pattern has checked that columns are below its width, which is that of `x`.
                     unsafe { multiply(simd, values, &cols[from..], x.row(b), &mut products[..count]) };
                     let len = |r: usize| if n == 1 { count } else { (group[r + 1] - group[r]) as usize };
@@ -120,14 +120,14 @@ impl<T: Scalar, I: Index> Kernel<T> for Scatter<'_, T, I> {
     #[inline(always)]
     fn run<S: Simd<T>>(self, _: S) {
         let Self { values, starts, cols, x, mut y } = self;
-        let mut decoded = Decoded::new();
+        let mut decoded = Decoded::new(values);
         let (mut i, rows) = (0, x.cols());
         while i < rows {
             let group = &starts[i..=i + rows_of_block(&starts[i..], BLOCK)];
             let (start, end) = (group[0] as usize, group[group.len() - 1] as usize);
             for from in (start..end).step_by(BLOCK) {
                 let to = end.min(from + BLOCK);
-                let values = decoded.get(values, from..to);
+                let values = decoded.get(from..to);
                 for b in 0..x.rows() {
                     let outputs = y.row(b);
                     for (x, row) in x.row(b)[i..].iter().zip(group.windows(2)) {

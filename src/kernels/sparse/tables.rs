@@ -69,7 +69,7 @@ impl<T: Scalar> LookUp<'_, T> {
         let (inputs, rows) = (x.cols(), y.cols());
         assert!(tile == 16 * N && tiles == inputs.div_ceil(tile) && starts.len() == rows + 1);
         assert!(counts.len() == tiles * rows.next_multiple_of(GROUP));
-        let (mut decoded, plain) = (Decoded::new(), values.plain());
+        let (mut decoded, plain) = (Decoded::new(values), values.plain());
         for (g, counts) in counts.chunks_exact((tiles * GROUP).max(1)).enumerate() {
             let first = g * GROUP;
             let n = GROUP.min(rows - first);
@@ -83,7 +83,7 @@ impl<T: Scalar> LookUp<'_, T> {
                 }
                 fetch(cols.as_ptr().wrapping_add(from).cast(), piece * size_of::<u16>());
             };
-            let values = decoded.get(values, start..end);
+            let values = decoded.get(start..end);
             assert!(values.len() >= end - start && cols.len() >= end);
             for b in 0..y.rows() {
                 let mut sums = [simd.zero(); GROUP];

@@ -136,7 +136,7 @@ impl<T: Scalar, I: Index> Forward<'_, T, I> {
     fn tile<S: Simd<T>, const N: usize, const WAYS: usize>(&mut self, simd: S, first: usize, tile: &[T]) {
         let Self { values, starts, cols, inputs, ref mut y, update, .. } = *self;
         assert!(tile.len() == N * S::LANES * inputs);
-        let mut decoded = Decoded::new();
+        let mut decoded = Decoded::new(values);
         let (mut i, rows) = (0, y.cols());
         while i < rows {
             let group = &starts[i..=i + rows_of_block(&starts[i..], S::LANES)];
@@ -144,7 +144,7 @@ impl<T: Scalar, I: Index> Forward<'_, T, I> {
             let (start, end) = (group[0] as usize, group[n] as usize);
             let mut outputs = [[simd.zero(); 16]; N];
             if end - start <= BLOCK {
-                let values = decoded.get(values, start..end);
+                let values = decoded.get(start..end);
                 for r in 0..n {
                     let (from, to) = (group[r] as usize, group[r + 1] as usize);
                     let sums = [[simd.zero(); N]; WAYS];
@@ -157,7 +157,7 @@ impl<T: Scalar, I: Index> Forward<'_, T, I> {
                 let mut sums = [[simd.zero(); N]; WAYS];
                 for from in (start..end).step_by(BLOCK) {
                     let to = end.min(from + BLOCK);
-                    let values = &decoded.get(values, from..to)[..to - from];
+                    let values = &decoded.get(from..to)[..to - from];
                     // SAFETY: as above.
                     sums = unsafe { row(simd, sums, values, &cols[from..to], tile) };
                 }
@@ -232,7 +232,7 @@ impl<T: Scalar, I: Index> Kernel<T> for Backward<'_, T, I> {
         let (inputs, outputs) = (x.cols(), y.cols());
         let (from, to) = scratch.split_at_mut(S::LANES * inputs);
         let to = &mut to[..S::LANES * outputs];
-        let mut decoded = Decoded::new();
+        let mut decoded = Decoded::new(values);
         for first in (0..x.rows()).step_by(S::LANES) {
             interleave(simd, x, first, from, S::LANES, 0);
             to.fill(T::default());
@@ -242,7 +242,7 @@ impl<T: Scalar, I: Index> Kernel<T> for Backward<'_, T, I> {
                 let (start, end) = (group[0] as usize, group[group.len() - 1] as usize);
                 for piece in (start..end).step_by(BLOCK) {
                     let piece_end = end.min(piece + BLOCK);
-                    let values = decoded.get(values, piece..piece_end);
+                    let values = decoded.get(piece..piece_end);
                     for (r, row) in group.windows(2).enumerate() {
                         let range = piece.max(row[0] as usize)..piece_end.min(row[1] as usize);
                         // SAFETY: row i + r is one of the inputs; the pattern has checked that columns are below the number of outputs.

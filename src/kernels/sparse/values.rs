@@ -72,23 +72,33 @@ impl<T: Scalar, W: Source> Kernel<T> for Decode<'_, T, W> {
     }
 }
 
-/// Room for a block of decoded values.
-pub(super) struct Decoded<T>([T; BLOCK + 2 * ALIGN]);
+/// Values as they are computed with: where they lie, or a block of them decoded.
+#[allow(clippy::large_enum_variant)]
+pub(super) enum Decoded<'a, T> {
+    Plain(&'a [T]),
+    Coded { values: &'a dyn Values<T>, room: [T; BLOCK + 2 * ALIGN] },
+}
 
-impl<T: Scalar> Decoded<T> {
-    pub(super) fn new() -> Self {
-        Self([T::default(); BLOCK + 2 * ALIGN])
+impl<'a, T: Scalar> Decoded<'a, T> {
+    #[inline(always)]
+    pub(super) fn new(values: &'a dyn Values<T>) -> Self {
+        match values.plain() {
+            Some(plain) => Self::Plain(plain),
+            None => Self::Coded { values, room: [T::default(); BLOCK + 2 * ALIGN] },
+        }
     }
 
     /// Values `range`, at most [`BLOCK`]; what follows them in the slice is unspecified.
     #[inline(always)]
-    pub(super) fn get<'a>(&'a mut self, values: &'a dyn Values<T>, range: Range<usize>) -> &'a [T] {
-        if let Some(plain) = values.plain() {
-            return &plain[range.start..];
+    pub(super) fn get(&mut self, range: Range<usize>) -> &[T] {
+        match self {
+            Self::Plain(plain) => &plain[range.start..],
+            Self::Coded { values, room } => {
+                let from = range.start / ALIGN * ALIGN;
+                values.decode(from, &mut room[..range.end - from]);
+                &room[range.start - from..]
+            }
         }
-        let from = range.start / ALIGN * ALIGN;
-        values.decode(from, &mut self.0[..range.end - from]);
-        &self.0[range.start - from..]
     }
 }
 

@@ -78,14 +78,37 @@ impl Windows {
         [(place, start..start + first), (place + first, 0..end - place - first)]
     }
 
-    /// Those of its numbers with columns in `columns`; no run is empty.
+    /// Calls `f` with the numbers of row `k` that meet a block of columns: the places of at most [`BLOCK`] of them, and where their columns are in
+    /// the block. The block has the columns that continue at the first one `again` places further; where it has all of them twice, a row is
+    /// one run.
     #[inline(always)]
-    fn clipped(&self, k: usize, columns: &Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
-        let clip = |(place, run): (usize, Range<usize>)| {
+    fn each_run(
+        &self,
+        k: usize,
+        columns: &Range<usize>,
+        again: usize,
+        mut f: impl FnMut(Range<usize>, Range<usize>),
+    ) {
+        let (Range { start: place, end }, start) = (self.places(k), self.starts[k] as usize);
+        let (len, first) = (end - place, (end - place).min(self.width - start));
+        let clip = |place: usize, run: Range<usize>, shift: usize| {
             let from = run.start.max(columns.start);
-            (place + (from - run.start), from..run.end.min(columns.end))
+            let to = run.end.min(columns.end).saturating_sub(columns.start);
+            (place + (from - run.start), from - columns.start + shift, to + shift)
         };
-        self.runs(k).map(clip).into_iter().filter(|(_, columns)| !columns.is_empty())
+        let twice = again == self.width;
+        let mut run = if twice { (place, start, start + len) } else { clip(place, start..start + first, 0) };
+        let mut rest = (!twice && first < len).then(|| clip(place + first, 0..len - first, again));
+        loop {
+            let (mut place, mut from, to) = run;
+            while from < to {
+                let n = BLOCK.min(to - from);
+                f(place..place + n, from..from + n);
+                (place, from) = (place + n, from + n);
+            }
+            let Some(next) = rest.take() else { return };
+            run = next;
+        }
     }
 }
 
@@ -157,17 +180,6 @@ impl<T: Scalar> Job<'_, T> {
     }
 }
 
-/// A run of numbers, as many at a time as are decoded at once.
-#[inline(always)]
-fn pieces((place, run): (usize, Range<usize>)) -> impl Iterator<Item = (usize, Range<usize>)> {
-    let mut at = run.start;
-    std::iter::from_fn(move || {
-        let from = at;
-        at = run.end.min(from + BLOCK);
-        (from < run.end).then(|| (place + (from - run.start), from..at))
-    })
-}
-
 /// Batch rows at a time, of so many that are left: sums for all of them stay in registers.
 #[inline(always)]
 fn together<T, S: Simd<T>>(_: S, left: usize) -> usize {
@@ -191,31 +203,50 @@ fn blocks<T, S: Simd<T>>(simd: S, batch: usize, all: Range<usize>) -> impl Itera
     (first..all.end).step_by(len).map(move |start| start.max(all.start)..(start + len).min(all.end))
 }
 
-/// A block of columns of some batch rows, where vectors are aligned and no two rows have the same place in their pages.
-struct Block<T, const B: usize> {
-    numbers: Aligned<T, { 2 * BLOCK + 8 * APART }>,
-    stride: usize,
-    has_room: bool,
-}
+/// Room for a block of columns of `B` batch rows, twice, where vectors are aligned and no two rows have the same place in their pages.
+struct Block<T, const B: usize>(Aligned<T, ROOM>);
 
-/// Numbers between the rows of a block.
+/// Numbers of a block at most.
+const ROOM: usize = 4 * BLOCK + 8 * APART;
+
+/// Numbers between the rows of a block: a vector at least.
 const APART: usize = 16;
 
+/// Whether a block of some batch rows has room for the columns of a width. Threads may have some of these, which are not asked: sums are the same then.
+#[inline(always)]
+fn has_room(batch: usize, width: usize) -> bool {
+    batch > 1 || width <= 2 * BLOCK
+}
+
 impl<T: Scalar, const B: usize> Block<T, B> {
-    /// For so many columns of rows of a width. Long rows have no room by themselves: by their width and not by their columns, of which threads have
-    /// some, so that sums are the same.
     #[inline(always)]
-    fn new(columns: usize, width: usize) -> Self {
-        let (stride, has_room) = (columns.next_multiple_of(APART) + APART, B > 1 || width <= 2 * BLOCK);
-        assert!(!has_room || B * stride <= 2 * BLOCK + 8 * APART);
-        Self { numbers: Aligned::new(), stride, has_room }
+    fn new() -> Self {
+        Self(Aligned::new())
+    }
+
+    /// From one row to the next.
+    #[inline(always)]
+    fn stride(columns: &Range<usize>) -> usize {
+        (2 * columns.len()).next_multiple_of(APART) + APART
     }
 
     #[inline(always)]
-    fn row(&mut self, b: usize) -> *mut T {
-        assert!(b < B && self.has_room);
-        // SAFETY: there is room for `B` rows.
-        unsafe { self.numbers.pointer().add(b * self.stride) }
+    fn pointer(&mut self) -> *mut T {
+        self.0.pointer()
+    }
+
+    #[inline(always)]
+    fn write(&mut self, at: usize, numbers: &[T]) {
+        assert!(at + numbers.len() <= ROOM);
+        // SAFETY: there is room for so many.
+        unsafe { self.pointer().add(at).copy_from_nonoverlapping(numbers.as_ptr(), numbers.len()) };
+    }
+
+    #[inline(always)]
+    fn clear(&mut self, len: usize) {
+        assert!(len <= ROOM);
+        // SAFETY: there is room for so many; zeros are numbers.
+        unsafe { self.pointer().write_bytes(0, len) };
     }
 }
 
@@ -288,17 +319,21 @@ impl<T: Scalar> Gather<'_, T> {
         update: Update,
     ) {
         let Self { job: &Job { values, windows, x, .. }, ref rows, ref mut y } = *self;
-        let (mut decoded, mut block) = (Decoded::new(), Block::<T, B>::new(columns.len(), windows.width()));
-        if block.has_room {
+        let (mut decoded, mut block) = (Decoded::new(values), Block::<T, B>::new());
+        let (width, stride) = (windows.width(), Block::<T, B>::stride(columns));
+        let has_room = has_room(B, width);
+        let twice = has_room && columns.len() == width;
+        if has_room {
             for b in 0..B {
                 let row = &x.row(first + b)[columns.clone()];
-                // SAFETY: the block has room for the columns.
-                unsafe { block.row(b).copy_from_nonoverlapping(row.as_ptr(), row.len()) };
+                block.write(b * stride, row);
+                if twice {
+                    block.write(b * stride + width, row);
+                }
             }
         }
-        let stride = block.stride;
-        let x =
-            if block.has_room { block.row(0).cast_const() } else { x.row(first)[columns.clone()].as_ptr() };
+        let again = if twice { width } else { 0 };
+        let x = if has_room { block.pointer().cast_const() } else { x.row(first)[columns.clone()].as_ptr() };
         let most = (S::LANES / B).max(1);
         let mut k = rows.start;
         while k < rows.end {
@@ -306,11 +341,10 @@ impl<T: Scalar> Gather<'_, T> {
             let mut totals = [simd.zero(); 16];
             for r in 0..n {
                 let mut sums = [[simd.zero(); B]; U];
-                for (place, run) in windows.clipped(k + r, columns).flat_map(pieces) {
-                    let a = &decoded.get(values, place..place + run.len())[..run.len()];
-                    let run = run.start - columns.start..run.end - columns.start;
+                windows.each_run(k + r, columns, again, |places, run| {
+                    let a = &decoded.get(places)[..run.len()];
                     let a = a.as_ptr().wrapping_sub(run.start);
-                    // SAFETY: `a` and the block's rows have numbers in these columns.
+                    // SAFETY: `a` and the inputs have numbers there.
                     unsafe {
                         each_vector!(
                             run,
@@ -332,7 +366,7 @@ impl<T: Scalar> Gather<'_, T> {
                             }
                         );
                     }
-                }
+                });
                 for b in 0..B {
                     let mut sum = sums[0][b];
                     for more in &sums[1..] {
@@ -388,17 +422,14 @@ impl<T: Scalar> Scatter<'_, T> {
     #[inline(always)]
     fn batch<S: Simd<T>, const B: usize>(&mut self, simd: S, first: usize, columns: &Range<usize>) {
         let Self { job: &Job { values, windows, x, update, .. }, columns: ref all, ref mut y } = *self;
-        let (mut decoded, mut block) = (Decoded::new(), Block::<T, B>::new(columns.len(), windows.width()));
-        let x: [&[T]; B] = std::array::from_fn(|b| x.row(first + b));
+        let (mut decoded, mut block) = (Decoded::new(values), Block::<T, B>::new());
+        let (len, stride) = (columns.len(), Block::<T, B>::stride(columns));
+        let has_room = has_room(B, windows.width());
+        let x: [&[T]; B] = std::array::from_fn(|b| &x.row(first + b)[..windows.rows()]);
         let own = columns.start - all.start..columns.end - all.start;
-        let rows = if block.has_room { B } else { 0 };
-        for b in 0..rows {
-            // SAFETY: the block has room for the columns.
-            unsafe { block.row(b).write_bytes(0, columns.len()) };
-        }
-        let stride = block.stride;
-        let sums = if block.has_room {
-            block.row(0)
+        let sums = if has_room {
+            block.clear(B * stride);
+            block.pointer()
         } else {
             let y = &mut y.row(first)[own.clone()];
             if update == Update::Overwrite {
@@ -406,13 +437,14 @@ impl<T: Scalar> Scatter<'_, T> {
             }
             y.as_mut_ptr()
         };
+        // A block has sums up to the last column and, apart, those of what continues at the first one: whoever has how many of the columns.
+        let again = if has_room { len } else { 0 };
         for k in 0..windows.rows() {
-            for (place, run) in windows.clipped(k, columns).flat_map(pieces) {
-                let a = &decoded.get(values, place..place + run.len())[..run.len()];
-                let run = run.start - columns.start..run.end - columns.start;
+            let xs: [S::V; B] = simd::vectors(simd, |b| simd.splat(x[b][k]));
+            windows.each_run(k, columns, again, |places, run| {
+                let a = &decoded.get(places)[..run.len()];
                 let a = a.as_ptr().wrapping_sub(run.start);
-                let xs: [S::V; B] = simd::vectors(simd, |b| simd.splat(x[b][k]));
-                // SAFETY: `a` and the block's rows have numbers in these columns.
+                // SAFETY: `a` and the sums have numbers there; a block has room for whole vectors.
                 unsafe {
                     each_vector!(
                         run,
@@ -428,21 +460,31 @@ impl<T: Scalar> Scatter<'_, T> {
                             let a = simd.load_lanes(a.wrapping_add(j), from, to);
                             for b in 0..B {
                                 let sum = sums.add(b * stride + j);
-                                let more = simd.mul_add(a, xs[b], simd.load_lanes(sum, from, to));
-                                simd.store_lanes(sum, more, from, to);
+                                if has_room {
+                                    // A part of a vector would wait for what is written in whole ones.
+                                    let x = simd.keep(xs[b], from, to);
+                                    simd.store(sum, simd.mul_add(a, x, simd.load(sum)));
+                                } else {
+                                    let more = simd.mul_add(a, xs[b], simd.load_lanes(sum, from, to));
+                                    simd.store_lanes(sum, more, from, to);
+                                }
                             }
                         }
                     );
                 }
-            }
+            });
         }
-        for b in 0..rows {
+        if !has_room {
+            return;
+        }
+        for b in 0..B {
             let y = &mut y.row(first + b)[own.clone()];
-            // SAFETY: the block's rows have these columns, all of them written.
-            let sums = unsafe { std::slice::from_raw_parts(block.row(b).cast_const(), y.len()) };
-            match update {
-                Update::Overwrite => y.copy_from_slice(sums),
-                Update::Accumulate => y.iter_mut().zip(sums).for_each(|(y, sum)| *y += *sum),
+            // SAFETY: row `b` of the block has so many sums, cleared before they were added to.
+            let sums = unsafe { std::slice::from_raw_parts(sums.add(b * stride), 2 * len) };
+            let (before, after) = sums.split_at(len);
+            for ((y, before), after) in y.iter_mut().zip(before).zip(after) {
+                let sum = *before + *after;
+                *y = if update == Update::Accumulate { *y + sum } else { sum };
             }
         }
     }

@@ -13,12 +13,14 @@ use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run};
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
+use crate::structures::expanded::Expanded;
 use ndarray::{Array2, Array3, ArrayRef2};
 
 /// $W = B_1 B_2^T$ with two butterflies of the same size $N = b 2^L$ ([`Butterfly`]), cut to shape: the stages of $B_2^T$ mix the bits of the
 /// block index from the highest to the lowest, those of $B_1$ from the lowest to the highest.
 ///
-/// Parameters and multiply-adds: $4 b N L$. Butterflies and their transposes are members (the other factor is the identity), and so is every
+/// Parameters and multiply-adds: $4 b N L$. In small blocks these take several times as long as a dense product's: where the dense product takes less
+/// time, by batch and size of the blocks, the dense matrix is made on the first one and multiplied. Butterflies and their transposes are members (the other factor is the identity), and so is every
 /// permutation, by the routing of a Benes network ([`permutation`](Self::permutation)).
 ///
 /// Projection: the better of the butterfly nearest to $W$ and the transpose of the one nearest to $W^T$, then sweeps of least squares over
@@ -42,6 +44,7 @@ pub struct Kaleidoscope {
     left: Butterfly,
     /// `in x N`, laid out for products with its transpose.
     right: Butterfly,
+    expanded: Expanded,
 }
 
 /// Parameters of [`Kaleidoscope`]: those of its two butterflies.
@@ -59,7 +62,7 @@ impl Kaleidoscope {
             && right.size() == size
             && left.block() == right.block();
         match fits {
-            true => Ok(Self { left, right: right.for_transpose() }),
+            true => Ok(Self::of(left, right)),
             false => {
                 let of = |b: &Butterfly| {
                     format!("{:?} of size {} with blocks of {}", b.shape(), b.size(), b.block())
@@ -113,10 +116,29 @@ impl Kaleidoscope {
         let left = Stages { stages: found.stages.split_off(found.levels), ..found };
         let right = Stages { stages: turned(found.stages), ..left };
         let size = left.block << left.levels;
-        Self {
-            left: Butterfly::from_stages(&left, (m, size), storage),
-            right: Butterfly::from_stages(&right, (n, size), storage).for_transpose(),
-        }
+        let right = Butterfly::from_stages(&right, (n, size), storage);
+        Self::of(Butterfly::from_stages(&left, (m, size), storage), right)
+    }
+
+    fn of(left: Butterfly, right: Butterfly) -> Self {
+        Self { left, right: right.for_transpose(), expanded: Expanded::default() }
+    }
+
+    /// Stored numbers.
+    fn numbers(&self) -> usize {
+        self.left.numbers() + self.right.numbers()
+    }
+
+    /// Of a product with one of so many batch rows by the stages, as flops of dense products.
+    fn cost(&self, batch: usize) -> u64 {
+        let side = 2 * self.left.block();
+        let each = if side >= 32 || (batch == 1 && side >= 16) { 2 } else { 5 };
+        2 * each * self.numbers() as u64
+    }
+
+    /// Whether so many batch rows are multiplied by the dense matrix.
+    fn is_expanded(&self, batch: usize) -> bool {
+        Expanded::pays(self.cost(batch), self.numbers(), self.shape())
     }
 }
 
@@ -137,6 +159,11 @@ fn identity(block: usize, levels: usize) -> Vec<Stage> {
 
 impl<T: Scalar> Multiply<T> for Kaleidoscope {
     fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
+        if self.is_expanded(x.rows())
+            && let Some(dense) = self.expanded.dense::<T>(self)
+        {
+            return dense.multiply(op, x, y, update, work.policy);
+        }
         let (last, first) = op.order(&self.left, &self.right);
         let (mut middle, mut work) = work.matrix(x.rows(), self.left.size());
         first.multiply(Operands {
@@ -168,9 +195,11 @@ impl StructuredMatrix for Kaleidoscope {
         (self.left.shape().0, self.right.shape().0)
     }
     fn flops(&self, batch: usize) -> u64 {
-        self.left.flops(batch) + self.right.flops(batch)
+        let (own, cost) = (2 * self.numbers() as u64, self.cost(batch));
+        batch as u64 * Expanded::flops(own, cost, self.numbers(), self.shape())
     }
     fn scratch_len(&self, batch: usize) -> usize {
+        let batch = if self.is_expanded(batch) { 0 } else { batch };
         Workspace::<f32>::matrix_len(batch, self.left.size()) + self.left.scratch_len(batch)
     }
     fn to_dense_f64(&self) -> Array2<f64> {

@@ -120,6 +120,11 @@ impl Butterfly {
         self.stages[0].rows() / 2
     }
 
+    /// Stored numbers.
+    fn numbers(&self) -> usize {
+        self.stages.iter().map(Factor::len).sum()
+    }
+
     /// `b 2^L`.
     fn size(&self) -> usize {
         self.stages[0].blocks() * self.stages[0].rows()

@@ -11,10 +11,11 @@ pub mod window;
 
 pub use window::CyclicWindow;
 
+use super::expanded::Expanded;
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
 use crate::gradient::{Differentiate, gathered};
-use crate::kernels::{WindowProduct, Windows};
+use crate::kernels::{CACHED, WindowProduct, Windows};
 use crate::linalg::Threads;
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
@@ -32,7 +33,8 @@ use rand::Rng;
 ///
 /// Parameters: the numbers in the windows, and four indices of 4 bytes for each component. Multiply-adds: as many as numbers. The numbers
 /// of each side are one stream, in the order of the components, read once by a product; inputs and outputs are runs of
-/// neighbours.
+/// neighbours. With so many numbers that the dense product takes less time (a quarter of the entries in batches, and for one row where the dense matrix
+/// fits a core's cache; two thirds elsewhere), the dense matrix is made on the first product and multiplied.
 ///
 /// Projection: at a price $\lambda$ of a number, $\|W - \hat W\|_F^2 + \lambda \sum_k (w_k + w'_k)$ is lowered one component and one side
 /// at a time. With $v_k$ given, row $i$ gains $(R v_k)_i^2 / \|v_k\|^2 - \lambda$ with $R = W - \sum_{j \ne k} u_j v_j^T$; the cyclic interval
@@ -74,6 +76,7 @@ pub struct Gblr {
     v: Factor,
     rows: Windows,
     cols: Windows,
+    expanded: Expanded,
 }
 
 /// Rows or columns at most: no stored number tells a shape, so that a file of a few bytes could ask for vectors that fill all memory.
@@ -247,6 +250,23 @@ impl Gblr {
         Self::from_components((m, n), &(0..rank).map(component).collect::<Vec<_>>(), storage)
     }
 
+    /// Stored numbers.
+    fn numbers(&self) -> usize {
+        self.u.len() + self.v.len()
+    }
+
+    /// Of a product with one of so many batch rows by the windows, as flops of dense products.
+    fn cost(&self, batch: usize) -> u64 {
+        let (m, n) = self.shape();
+        let each = if batch == 1 && m.saturating_mul(n) > CACHED { 3 } else { 8 };
+        each * self.numbers() as u64
+    }
+
+    /// Whether so many batch rows are multiplied by the dense matrix.
+    fn is_expanded(&self, batch: usize) -> bool {
+        Expanded::pays(self.cost(batch), self.numbers(), self.shape())
+    }
+
     /// Number of components.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
@@ -305,6 +325,11 @@ fn windows(windows: &Windows) -> impl Iterator<Item = CyclicWindow> + '_ {
 impl<T: Scalar> Multiply<T> for Gblr {
     fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
         let (batch, policy) = (x.rows(), work.policy);
+        if self.is_expanded(batch)
+            && let Some(dense) = self.expanded.dense::<T>(self)
+        {
+            return dense.multiply(op, x, y, update, policy);
+        }
         let (mut z, _) = work.matrix(batch, self.len());
         let ((first, inputs), (second, outputs)) = op.order((&self.v, &self.cols), (&self.u, &self.rows));
         first.multiply_windows(WindowProduct {
@@ -363,9 +388,11 @@ impl StructuredMatrix for Gblr {
         (self.rows.width(), self.cols.width())
     }
     fn flops(&self, batch: usize) -> u64 {
-        2 * batch as u64 * (self.u.len() + self.v.len()) as u64
+        let (own, cost) = (2 * self.numbers() as u64, self.cost(batch));
+        batch as u64 * Expanded::flops(own, cost, self.numbers(), self.shape())
     }
     fn scratch_len(&self, batch: usize) -> usize {
+        let batch = if self.is_expanded(batch) { 0 } else { batch };
         Workspace::<f32>::matrix_len(batch, self.len())
     }
     fn to_dense_f64(&self) -> Array2<f64> {
@@ -512,6 +539,6 @@ impl Family for Gblr {
         if rows.rows() != cols.rows() {
             return Err(parts.error(format!("{} windows of rows, {} of columns", rows.rows(), cols.rows())));
         }
-        Ok(Self { u: u.into_rows(), v: v.into_rows(), rows, cols })
+        Ok(Self { u: u.into_rows(), v: v.into_rows(), rows, cols, expanded: Expanded::default() })
     }
 }

@@ -30,8 +30,8 @@ use std::str::FromStr;
 /// Where more than a fifth to a third of the positions is kept (a fifteenth to a ninth where the dense matrix stays in a core's cache), by batch and
 /// instruction set, the dense product takes less time: then the dense matrix is made on the first product and multiplied. A product of one row
 /// with a larger matrix of which more than a sixth to a quarter is kept, on AVX-512, takes the values in the order of a bitmap instead, made on the first one: that
-/// reads `nnz` numbers and a bit for each position. In both of these forms an infinite or NaN input makes outputs NaN, as in a dense product, even of rows
-/// that do not keep its column.
+/// reads `nnz` numbers and a bit for each position. In the dense form alone an infinite or NaN input makes outputs NaN even of rows that do not keep its
+/// column.
 ///
 /// Projection: the entries of largest magnitude, which is optimal; so it is for a diagonal $C$ with the scores
 /// $W_{ij}^2 C_{jj}$. For any other $C$ the one of these two supports that loses less with the entries of $W$ is kept, and its values are refitted,
