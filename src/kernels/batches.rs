@@ -210,9 +210,7 @@ impl<T: Scalar> Kernel<T> for Run<'_, '_, T> {
             let mut from = 0;
             while lane + from < end {
                 let part = Stream { at: w.at + from, ..w };
-                let (map, out) = (io.map, lane + from);
-                let feature =
-                    if io.op == Op::Forward { map.row_feature(block, out) } else { block * map.cols + out };
+                let feature = io.output(block, lane + from);
                 let wide = end - lane - from > S::LANES;
                 let mut row = 0;
                 while row < batch {

@@ -109,6 +109,15 @@ impl<T> Clone for Io<'_, T> {
 }
 impl<T> Copy for Io<'_, T> {}
 
+impl<T> Io<'_, T> {
+    /// The feature that is output `lane` of a block.
+    #[inline(always)]
+    pub(super) fn output(&self, block: usize, lane: usize) -> usize {
+        let forward = self.op == Op::Forward;
+        if forward { self.map.row_feature(block, lane) } else { block * self.map.cols + lane }
+    }
+}
+
 /// One task: some blocks, or a range of outputs of one block.
 #[derive(Clone)]
 pub(super) struct Job<'a, T, W> {

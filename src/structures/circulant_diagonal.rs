@@ -174,10 +174,7 @@ impl StructuredMatrix for CirculantDiagonal {
         convolve_scratch_len(batch, self.len(), (self.terms(), 1), self.terms() * self.len(), &self.cache)
     }
     fn to_dense_f64(&self) -> Array2<f64> {
-        let (d, c, n) = (self.d.matrix(0), self.c.matrix(0), self.len());
-        Array2::from_shape_fn(self.shape(), |(i, j)| {
-            (0..self.terms()).map(|k| d[[k, i]] * c[[k, (i + n - j) % n]]).sum()
-        })
+        unsheared(&matmul_tn(&self.d.matrix(0), &self.c.matrix(0), Threads::ONE))
     }
     fn parts(&self) -> Parts<'_> {
         Parts::new(Self::NAME, self.shape()).factor("d", &self.d).factor("c", &self.c)

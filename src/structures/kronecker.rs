@@ -226,10 +226,15 @@ impl StructuredMatrix for Kronecker {
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let mut dense = Array2::zeros(self.shape);
-        for k in 0..self.terms() {
-            let (a, b) = (self.a.matrix(k), self.b.matrix(k));
-            let (m2, n2) = b.dim();
-            dense.indexed_iter_mut().for_each(|((i, j), w)| *w += a[[i / m2, j / n2]] * b[[i % m2, j % n2]]);
+        let (n1, m2, n2) = (self.a.cols(), self.b.rows(), self.b.cols());
+        // Row by row of the left factors: entries of the left ones times right ones.
+        let right = Array2::from_shape_fn((self.terms(), m2 * n2), |(k, e)| self.b.get(k, e / n2, e % n2));
+        for (i, mut rows) in dense.axis_chunks_iter_mut(Axis(0), m2).enumerate() {
+            let left = Array2::from_shape_fn((n1, self.terms()), |(j, k)| self.a.get(k, i, j));
+            let blocks = matmul(&left, &right, Threads::ONE);
+            for ((i, j), to) in rows.indexed_iter_mut() {
+                *to = blocks[[j / n2, i * n2 + j % n2]];
+            }
         }
         dense
     }

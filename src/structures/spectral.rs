@@ -1,6 +1,6 @@
 //! What the structures that multiply by Fourier transforms share: rows over threads, convolutions.
 
-use crate::exec::{SCRATCH_ALIGN, Workspace};
+use crate::exec::{Parallelism, Policy, SCRATCH_ALIGN, Workspace};
 use crate::kernels::{Convolution, RealFft, Rows, RowsMut, SpectrumCache, spectrum_len};
 use crate::linalg;
 use crate::matrix::{Operands, Update};
@@ -131,6 +131,8 @@ pub(crate) fn convolve<T: Scalar>(
     }
     let Convolution { transform, grid } = convolution;
     let (shape, len, level) = (grid.shape(), transform.len(), work.policy.level);
+    // Threads share several rows, and the product of one.
+    let policy = if x.rows() == 1 { work.policy } else { Policy { parallelism: Parallelism::Seq, level } };
     let (outputs, inputs) = op.order(shape.0, shape.1);
     let (block, group) = (spectrum_len(len), group(shape).min(x.rows()).max(1));
     let (x_len, y_len) = (inputs * block, outputs * block);
@@ -154,7 +156,7 @@ pub(crate) fn convolve<T: Scalar>(
             for (k, z) in before.chunks_exact_mut(x_len).enumerate() {
                 transform.forward(level, read(x.row(start + k), in_row), inputs, z, scratch);
             }
-            grid.multiply(level, op, rows, before, after);
+            grid.multiply(policy, op, rows, before, after);
             for (k, z) in after.chunks_exact(y_len).enumerate() {
                 let mut inverse =
                     |y: &mut [T], update| transform.inverse(level, z, outputs, y, update, scratch);

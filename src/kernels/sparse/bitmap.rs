@@ -39,17 +39,7 @@ pub(super) fn cost<T: Scalar>(pattern: &Pattern, level: Level) -> Option<u64> {
     let positions = pattern.rows().saturating_mul(pattern.width());
     let read = pattern.len().saturating_add(positions / PANEL);
     let spreading = if positions <= SHARED { positions / 3 * 2 } else { positions / 2 };
-    T::dispatch(level, Spreads).then_some(spreading.max(read) as u64)
-}
-
-struct Spreads;
-
-impl<T: Scalar> Kernel<T> for Spreads {
-    type Output = bool;
-    #[inline(always)]
-    fn run<S: Simd<T>>(self, _: S) -> bool {
-        S::SPREADS
-    }
+    level.abilities::<T>().spreads.then_some(spreading.max(read) as u64)
 }
 
 impl<T: Scalar> Bitmap<T> {

@@ -42,7 +42,7 @@ pub(crate) fn sparse_scratch_len(batch: usize, out: usize, inp: usize) -> usize 
 /// Multiply-adds of a dense product in the time that the product of a batch row with this pattern takes, about, where the dense matrix comes
 /// from memory; one that stays in a core's cache takes a third of the time for a few batch rows.
 pub(crate) fn sparse_cost<T: Scalar>(pattern: &Pattern, batch: usize) -> u64 {
-    let few = if pattern.tables().is_some() && tables::pay::<T>(Level::detected()) { 3 } else { 5 };
+    let few = if pattern.tables().is_some() && Level::detected().abilities::<T>().looks_up { 3 } else { 5 };
     let cached = pattern.rows().saturating_mul(pattern.width()) <= CACHED;
     let each = match batch {
         ..TILED_BATCH if cached => 3 * few,
@@ -84,7 +84,8 @@ pub(crate) fn multiply_sparse<T: Scalar, W: Source>(source: W, product: SparsePr
     assert!(source.cols() == pattern.len() && x.rows() == y.rows());
     assert!((pattern.rows(), pattern.width()) == op.order(y.cols(), x.cols()));
     let values = Stream::new(source, product.policy.level);
-    let looked_up = *op == Op::Forward && x.rows() < TILED_BATCH && tables::pay::<T>(product.policy.level);
+    let looked_up =
+        *op == Op::Forward && x.rows() < TILED_BATCH && product.policy.level.abilities::<T>().looks_up;
     if let Some(tables) = pattern.tables().filter(|tables| looked_up && LookUp::<T>::fits(&values, tables)) {
         let SparseProduct { pattern, x, y, update, policy, .. } = product;
         let tasks = policy.tasks(pattern.len().saturating_mul(x.rows()));

@@ -3,26 +3,11 @@
 
 use super::pattern::{GROUP, Tables};
 use super::values::{BLOCK, Decoded, Values};
-use crate::kernels::level::{Kernel, Level};
+use crate::kernels::level::Kernel;
 use crate::kernels::simd::{self, Simd, Table, prefetch};
 use crate::kernels::view::{Rows, RowsMut};
 use crate::matrix::Update;
 use crate::scalar::Scalar;
-
-/// Whether numbers of type `T` are looked up at a level.
-pub(super) fn pay<T: Scalar>(level: Level) -> bool {
-    T::dispatch(level, Pays)
-}
-
-struct Pays;
-
-impl<T: Scalar> Kernel<T> for Pays {
-    type Output = bool;
-    #[inline(always)]
-    fn run<S: Simd<T>>(self, _: S) -> bool {
-        S::LOOKS_UP
-    }
-}
 
 /// Rows of the matrix, those of `starts`, times every batch row.
 pub(super) struct LookUp<'a, T> {
@@ -156,6 +141,7 @@ mod tests {
     use super::super::{Pattern, SparseProduct, multiply_sparse};
     use super::*;
     use crate::exec::Policy;
+    use crate::kernels::Level;
     use crate::kernels::source;
     use crate::matrix::Op;
 

@@ -3,19 +3,25 @@
 //! Lanes are frequencies, so that spectra need not be transposed, and grids of any shape fill the vectors.
 
 use super::{CHUNK, PAIR};
+use crate::exec::Policy;
 use crate::kernels::AlignedVec;
-use crate::kernels::level::Kernel;
+use crate::kernels::level::{Kernel, Level};
 use crate::kernels::simd::{Simd, vectors};
+use crate::kernels::team::join;
 use crate::matrix::Op;
 use crate::scalar::Scalar;
 use num_complex::Complex;
+use std::ops::Range;
 
-/// Spectra of a grid, packed in the order in which a product reads them: for each chunk of frequencies, for each row, for each column.
+/// Spectra of a grid, packed in the order in which a product reads them: for each chunk of frequencies, for each group of rows, for each column, for each
+/// row of the group. Products of one row come from one stream then: several would be too short to be foreseen.
 ///
 /// A chunk has the real parts, then the imaginary parts, and the odd one 8 of each.
 #[derive(Debug, Clone)]
 pub struct SpectrumGrid<T> {
     shape: (usize, usize),
+    /// Rows of a group, of which there are several or that are 1.
+    group: usize,
     chunks: usize,
     odd: bool,
     data: AlignedVec<T>,
@@ -39,9 +45,11 @@ impl<T: Scalar> SpectrumGrid<T> {
         mut spectrum: impl FnMut(usize, usize) -> Vec<Complex<f64>>,
     ) -> Self {
         let cells = shape.0 * shape.1;
+        let group = [4, 2, 1].into_iter().find(|&group| shape.0.is_multiple_of(group)).unwrap_or(1);
         let mut data = AlignedVec::zeroed(cells * (chunks * PAIR + if odd { CHUNK } else { 0 }));
-        for cell in 0..cells {
-            for (place, w) in spectrum(cell / shape.1, cell % shape.1).into_iter().enumerate() {
+        for (i, j) in (0..shape.0).flat_map(|i| (0..shape.1).map(move |j| (i, j))) {
+            let cell = i / group * group * shape.1 + j * group + i % group;
+            for (place, w) in spectrum(i, j).into_iter().enumerate() {
                 let (chunk, lane) = (place / CHUNK, place % CHUNK);
                 let start = chunk * cells * PAIR + lane;
                 let (at, im) = match chunk < chunks {
@@ -51,18 +59,45 @@ impl<T: Scalar> SpectrumGrid<T> {
                 (data[at], data[at + im]) = (T::narrow(w.re), T::narrow(w.im));
             }
         }
-        Self { shape, chunks, odd, data }
+        Self { shape, group, chunks, odd, data }
     }
 }
 
-/// A product of a grid, or of its adjoint, with rows of spectra.
+/// A product of a grid, or of its adjoint, with rows of spectra, of which there are some chunks.
 #[derive(Debug)]
 pub struct GridProduct<'a, T> {
-    pub(super) grid: &'a SpectrumGrid<T>,
-    pub(super) op: Op,
-    pub(super) rows: usize,
-    pub(super) x: &'a [T],
-    pub(super) y: &'a mut [T],
+    grid: &'a SpectrumGrid<T>,
+    op: Op,
+    rows: usize,
+    chunks: Range<usize>,
+    x: &'a [T],
+    y: &'a mut [T],
+}
+
+impl<T: Scalar> SpectrumGrid<T> {
+    /// Products with `rows` rows of spectra of several blocks. The chunks of one row are split between threads.
+    pub(crate) fn multiply(&self, policy: Policy, op: Op, rows: usize, x: &[T], y: &mut [T]) {
+        let tasks = if rows == 1 { policy.tasks(2 * self.data.len()) } else { 1 };
+        let chunks = 0..self.chunks + usize::from(self.odd);
+        GridProduct { grid: self, op, rows, chunks, x, y }.split(policy.level, tasks);
+    }
+}
+
+impl<T: Scalar> GridProduct<'_, T> {
+    /// One row in so many tasks.
+    fn split(self, level: Level, tasks: usize) {
+        if tasks < 2 || self.chunks.len() < 2 {
+            return T::grid(level, self);
+        }
+        let Self { grid, op, rows, chunks: Range { start, end }, x, y } = self;
+        let (outputs, inputs) = op.order(grid.shape.0, grid.shape.1);
+        let (n, half) = ((end - start) / 2, tasks / 2);
+        let (x, right_x) = x.split_at(n * inputs * PAIR);
+        let (y, right_y) = y.split_at_mut(n * outputs * PAIR);
+        let left = GridProduct { grid, op, rows, chunks: start..start + n, x, y };
+        let right = GridProduct { grid, op, rows, chunks: start + n..end, x: right_x, y: right_y };
+        join(|| left.split(level, half), move || right.split(level, tasks - half));
+    }
 }
 
 /// Where a tile of the product finds its operands.
@@ -71,8 +106,10 @@ struct Tile<T> {
     w: *const T,
     x: *const T,
     y: *mut T,
-    /// Between the weights of outputs, and of inputs.
-    strides: (usize, usize),
+    /// Between the weights of outputs, of inputs of a run, and of runs of inputs.
+    strides: (usize, usize, usize),
+    /// Inputs of a run.
+    run: usize,
     /// Between rows of `x`, and of `y`.
     rows: (usize, usize),
     /// Between chunks of weights, of `x`, and of `y`.
@@ -87,22 +124,30 @@ impl<T: Scalar> Kernel<T> for GridProduct<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
-        let Self { grid: SpectrumGrid { shape, chunks, odd, data }, op, rows, x, y } = self;
-        let (cells, all) = (shape.0 * shape.1, chunks + usize::from(*odd));
+        let Self { grid, op, rows, chunks: Range { start, end }, x, y } = self;
+        let SpectrumGrid { shape, group, chunks, odd, data } = grid;
+        let cells = shape.0 * shape.1;
         let (outputs, inputs) = op.order(shape.0, shape.1);
-        let row = (all * inputs * PAIR, all * outputs * PAIR);
+        let row = ((end - start) * inputs * PAIR, (end - start) * outputs * PAIR);
         assert!(x.len() == rows * row.0 && y.len() == rows * row.1 && CHUNK.is_multiple_of(S::LANES));
         assert!(data.len() == cells * (chunks * PAIR + if *odd { CHUNK } else { 0 }));
-        let mut chunk = 0;
-        while chunk < all {
+        assert!(start <= end && end <= chunks + usize::from(*odd));
+        let mut chunk = start;
+        while chunk < end {
             // The odd chunk is alone; others as many as have weights that stay near while rows pass.
             let odd = chunk == *chunks;
-            let next = (chunk + (NEAR / (cells * PAIR)).max(1)).min(if odd { all } else { *chunks });
+            let next = (chunk + (NEAR / (cells * PAIR)).max(1)).min(if odd { end } else { end.min(*chunks) });
             let unit = if odd { CHUNK } else { PAIR };
-            let strides = op.order(shape.1 * unit, unit);
+            let (column, groups) = (group * unit, shape.1 * group * unit);
+            // Outputs that go together are in one group, or each is one.
+            let (strides, run, most) = match op {
+                Op::Forward if *group == 1 => ((groups, column, 0), inputs, outputs),
+                Op::Forward => ((unit, column, 0), inputs, *group),
+                Op::Transpose => ((column, unit, groups), *group, outputs),
+            };
             let mut i = 0;
             while i < outputs {
-                let wide = |o: usize| outputs - i >= o && S::REGISTERS >= 8 * o;
+                let wide = |o: usize| outputs - i >= o && o <= most && S::REGISTERS >= 8 * o;
                 let step = if rows == 1 && wide(4) {
                     4
                 } else if wide(2) {
@@ -110,13 +155,18 @@ impl<T: Scalar> Kernel<T> for GridProduct<'_, T> {
                 } else {
                     1
                 };
+                let first = match op {
+                    Op::Forward => i / group * groups + i % group * unit,
+                    Op::Transpose => i * column,
+                };
                 let mut r = 0;
                 while r < rows {
                     let tile = Tile {
-                        w: data.as_ptr().wrapping_add(chunk * cells * PAIR + i * strides.0),
-                        x: x.as_ptr().wrapping_add(r * row.0 + chunk * inputs * PAIR),
-                        y: y.as_mut_ptr().wrapping_add(r * row.1 + (chunk * outputs + i) * PAIR),
+                        w: data.as_ptr().wrapping_add(chunk * cells * PAIR + first),
+                        x: x.as_ptr().wrapping_add(r * row.0 + (chunk - start) * inputs * PAIR),
+                        y: y.as_mut_ptr().wrapping_add(r * row.1 + ((chunk - start) * outputs + i) * PAIR),
                         strides,
+                        run,
                         rows: row,
                         steps: (cells * PAIR, inputs * PAIR, outputs * PAIR),
                         chunks: next - chunk,
@@ -158,6 +208,12 @@ impl<T: Scalar> Tile<T> {
         R
     }
 
+    /// Where the weights of input `j` are, of the run from `first` on.
+    #[inline(always)]
+    fn input(&self, first: usize, j: usize) -> usize {
+        first / self.run * self.strides.2 + (j - first) * self.strides.1
+    }
+
     /// Of a whole chunk.
     ///
     /// # Safety
@@ -175,18 +231,21 @@ impl<T: Scalar> Tile<T> {
             let mut sums = [[[simd.zero(); 4]; R]; O];
             // SAFETY: the caller's.
             unsafe {
-                for j in 0..self.inputs {
-                    let x = x.add(j * PAIR);
-                    let re: [S::V; R] = vectors(simd, |r| simd.load(x.add(r * self.rows.0)));
-                    let im: [S::V; R] = vectors(simd, |r| simd.load(x.add(r * self.rows.0 + CHUNK)));
-                    for (o, sums) in sums.iter_mut().enumerate() {
-                        let w = w.add(j * self.strides.1 + o * self.strides.0);
-                        let (wr, wi) = (simd.load(w), simd.load(w.add(CHUNK)));
-                        for (r, sums) in sums.iter_mut().enumerate() {
-                            sums[0] = simd.mul_add(wr, re[r], sums[0]);
-                            sums[1] = simd.mul_add(wi, im[r], sums[1]);
-                            sums[2] = simd.mul_add(wr, im[r], sums[2]);
-                            sums[3] = simd.mul_add(wi, re[r], sums[3]);
+                for first in (0..self.inputs).step_by(self.run) {
+                    for j in first..first + self.run {
+                        let x = x.add(j * PAIR);
+                        let re: [S::V; R] = vectors(simd, |r| simd.load(x.add(r * self.rows.0)));
+                        let im: [S::V; R] = vectors(simd, |r| simd.load(x.add(r * self.rows.0 + CHUNK)));
+                        let w = w.add(self.input(first, j));
+                        for (o, sums) in sums.iter_mut().enumerate() {
+                            let w = w.add(o * self.strides.0);
+                            let (wr, wi) = (simd.load(w), simd.load(w.add(CHUNK)));
+                            for (r, sums) in sums.iter_mut().enumerate() {
+                                sums[0] = simd.mul_add(wr, re[r], sums[0]);
+                                sums[1] = simd.mul_add(wi, im[r], sums[1]);
+                                sums[2] = simd.mul_add(wr, im[r], sums[2]);
+                                sums[3] = simd.mul_add(wi, re[r], sums[3]);
+                            }
                         }
                     }
                 }
@@ -217,14 +276,17 @@ impl<T: Scalar> Tile<T> {
             let mut sums = [[[simd.zero(); 2]; R]; O];
             // SAFETY: the caller's.
             unsafe {
-                for j in 0..self.inputs {
-                    let x = self.x.add(j * PAIR + at);
-                    for (o, sums) in sums.iter_mut().enumerate() {
-                        let w = simd.load(self.w.add(j * self.strides.1 + o * self.strides.0 + at));
-                        for (r, sums) in sums.iter_mut().enumerate() {
-                            let x = x.add(r * self.rows.0);
-                            sums[0] = simd.mul_add(w, simd.load(x), sums[0]);
-                            sums[1] = simd.mul_add(w, simd.load(x.add(CHUNK)), sums[1]);
+                for first in (0..self.inputs).step_by(self.run) {
+                    for j in first..first + self.run {
+                        let x = self.x.add(j * PAIR + at);
+                        let w = self.w.add(self.input(first, j) + at);
+                        for (o, sums) in sums.iter_mut().enumerate() {
+                            let w = simd.load(w.add(o * self.strides.0));
+                            for (r, sums) in sums.iter_mut().enumerate() {
+                                let x = x.add(r * self.rows.0);
+                                sums[0] = simd.mul_add(w, simd.load(x), sums[0]);
+                                sums[1] = simd.mul_add(w, simd.load(x.add(CHUNK)), sums[1]);
+                            }
                         }
                     }
                 }

@@ -296,16 +296,10 @@ impl<T: Scalar> Transform<T> {
     }
 }
 
-impl<T: Scalar> SpectrumGrid<T> {
-    /// Products with `rows` rows of spectra of several blocks.
-    pub(crate) fn multiply(&self, level: Level, op: Op, rows: usize, x: &[T], y: &mut [T]) {
-        T::grid(level, GridProduct { grid: self, op, rows, x, y })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exec::{Parallelism, Policy};
 
     fn sequence(seed: usize, len: usize) -> Vec<f64> {
         (0..len).map(|j| ((j * j + 7 * seed + 3) as f64).sin()).collect()
@@ -336,7 +330,12 @@ mod tests {
                 transform.forward(level, &row, inputs, z, &mut scratch);
             }
             let mut z = vec![T::narrow(f64::NAN); rows * outputs * block];
-            grid.multiply(level, op, rows, &x, &mut z);
+            let mut product = |parallelism| {
+                grid.multiply(Policy { level, parallelism }, op, rows, &x, &mut z);
+                z.iter().map(|z| z.widen().to_bits()).collect::<Vec<_>>()
+            };
+            let by_one = product(Parallelism::Seq);
+            assert!(by_one == product(Parallelism::Threads(3)), "{level} {op:?} {len} {a}x{b}");
             for (r, z) in z.chunks_exact(outputs * block).enumerate() {
                 let take = outputs * len - len / 5;
                 let mut y = vec![T::one(); take];
@@ -377,6 +376,10 @@ mod tests {
             }
             check::<f64>(level, 64, (5, 3), 7, 1e-13);
             check::<f32>(level, 256, (6, 5), 5, 1e-5);
+            // One row, shared by threads.
+            for shape in [(12, 13), (13, 12), (6, 25)] {
+                check::<f32>(level, 128, shape, 1, 1e-5);
+            }
         }
     }
 
@@ -391,7 +394,8 @@ mod tests {
                 let (mut y, mut scratch) = (vec![0.0; len], vec![0.0; Transform::<f64>::scratch_len(len)]);
                 transform.forward(level, &x, 1, &mut z, &mut scratch);
                 let mut product = z.clone();
-                grid.multiply(level, Op::Forward, 1, &z, &mut product);
+                let policy = Policy { level, parallelism: Parallelism::Seq };
+                grid.multiply(policy, Op::Forward, 1, &z, &mut product);
                 transform.inverse(level, &product, 1, &mut y, Update::Overwrite, &mut scratch);
                 let error = (0..len).map(|j| (y[(j + 1) % len] - x[j]).abs()).fold(0.0, f64::max);
                 assert!(error < 1e-14, "{level} {len}: {error:e}");

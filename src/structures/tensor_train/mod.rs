@@ -290,15 +290,17 @@ impl StructuredMatrix for TensorTrain {
                 (self.modes.rows[k], self.modes.cols[k], self.rank(k), self.rank(k + 1));
             let core = self.cores[k].matrix(0);
             let (rows, cols) = (dense.nrows(), dense.ncols() / before);
-            let mut next = Array2::zeros((rows * m, cols * n * after));
-            for ((row, col), value) in next.indexed_iter_mut() {
-                let (i, j, b) = (row % m, col / after % n, col % after);
-                let (row, col) = (row / m, col / (after * n));
-                *value = (0..before)
-                    .map(|a| dense[[row, col * before + a]] * core[[a * m + i, j * after + b]])
-                    .sum();
-            }
-            dense = next;
+            let left = Array2::from_shape_fn((rows * cols, before), |(at, a)| {
+                dense[[at / cols, at % cols * before + a]]
+            });
+            let right = Array2::from_shape_fn((before, m * n * after), |(a, at)| {
+                core[[a * m + at / (n * after), at % (n * after)]]
+            });
+            let product = matmul(&left, &right, Threads::ONE);
+            dense = Array2::from_shape_fn((rows * m, cols * n * after), |(row, col)| {
+                let (digit, rest) = (row % m, col % (n * after));
+                product[[row / m * cols + col / (n * after), digit * n * after + rest]]
+            });
         }
         dense.slice(ndarray::s![..self.shape.0, ..self.shape.1]).to_owned()
     }
