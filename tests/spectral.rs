@@ -59,6 +59,22 @@ fn reference_products_of_circulant_and_toeplitz_matrices_are_met() {
     }
 }
 
+/// Lengths that are powers of two and not, and shapes of which every other one is wide.
+#[test]
+fn circulants_of_any_shape_multiply_as_their_formula() {
+    for (m, n) in [(1, 1), (64, 64), (65, 65), (100, 70), (70, 100), (1, 129), (129, 1), (300, 257), (128, 256)] {
+        let c = gaussian(1, m.max(n), 1);
+        let w = Circulant::new((m, n), row(c.as_slice().unwrap())).unwrap();
+        let dense = Array2::from_shape_fn((m, n), |(i, j)| c[[0, (i + m.max(n) - j) % m.max(n)]]);
+        for batch in [1, 3] {
+            let (x, dy) = (gaussian(batch, n, 2), gaussian(batch, m, 3));
+            assert!(difference(&w.matmul(&x).unwrap(), &x.dot(&dense.t())) < 1e-12, "{m} x {n}");
+            let back = w.matmul_transpose(&dy).unwrap();
+            assert!(difference(&back, &dy.dot(&dense)) < 1e-12, "{m} x {n}, transposed");
+        }
+    }
+}
+
 #[test]
 fn circulant_diagonal_is_the_sum_of_diagonals_times_circulants() {
     for (m, n, terms) in [(6, 6, 2), (5, 8, 3), (9, 4, 2), (1, 1, 1), (13, 5, 4)] {
