@@ -62,7 +62,9 @@ fn reference_products_of_circulant_and_toeplitz_matrices_are_met() {
 /// Lengths that are powers of two and not, and shapes of which every other one is wide.
 #[test]
 fn circulants_of_any_shape_multiply_as_their_formula() {
-    for (m, n) in [(1, 1), (64, 64), (65, 65), (100, 70), (70, 100), (1, 129), (129, 1), (300, 257), (128, 256)] {
+    for (m, n) in
+        [(1, 1), (64, 64), (65, 65), (100, 70), (70, 100), (1, 129), (129, 1), (300, 257), (128, 256)]
+    {
         let c = gaussian(1, m.max(n), 1);
         let w = Circulant::new((m, n), row(c.as_slice().unwrap())).unwrap();
         let dense = Array2::from_shape_fn((m, n), |(i, j)| c[[0, (i + m.max(n) - j) % m.max(n)]]);

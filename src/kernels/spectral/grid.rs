@@ -75,9 +75,10 @@ pub struct GridProduct<'a, T> {
 }
 
 impl<T: Scalar> SpectrumGrid<T> {
-    /// Products with `rows` rows of spectra of several blocks. The chunks of one row are split between threads.
+    /// Products with `rows` rows of spectra of several blocks. The chunks of one row are split between threads, where weights take longer than the way
+    /// of the row and its product to another core and back.
     pub(crate) fn multiply(&self, policy: Policy, op: Op, rows: usize, x: &[T], y: &mut [T]) {
-        let tasks = if rows == 1 { policy.tasks(2 * self.data.len()) } else { 1 };
+        let tasks = if rows == 1 { policy.tasks(self.data.len() / 4) } else { 1 };
         let chunks = 0..self.chunks + usize::from(self.odd);
         GridProduct { grid: self, op, rows, chunks, x, y }.split(policy.level, tasks);
     }
