@@ -92,6 +92,21 @@ fn kaleidoscopes_are_butterflies_times_transposed_butterflies() {
     assert!(Kaleidoscope::new(butterfly((6, 8), 1), butterfly((5, 8), 2)).is_err());
 }
 
+/// Small blocks of larger matrices: by the dense matrix, whose flops are told.
+#[test]
+fn kaleidoscopes_of_small_blocks_multiply_as_their_formula() {
+    for ((m, n), block, dense) in
+        [((150, 130), 2, true), ((130, 150), 1, true), ((300, 200), 32, true), ((1024, 1000), 16, false)]
+    {
+        let w = Kaleidoscope::random((m, n), &ButterflySpec { block }, Storage::F64, 1).unwrap();
+        let flops = if dense { 2 * m * n } else { 2 * w.n_params() };
+        assert_eq!(w.flops(5), 5 * flops as u64, "{m} x {n}, {block}");
+        let (x, dy) = (gaussian(5, n, 2), gaussian(5, m, 3));
+        assert!(difference(&w.matmul(&x).unwrap(), &x.dot(&w.to_dense_f64().t())) < 1e-12);
+        assert!(difference(&w.matmul_transpose(&dy).unwrap(), &dy.dot(&w.to_dense_f64())) < 1e-12);
+    }
+}
+
 #[test]
 fn kaleidoscope_projections_are_never_worse_than_butterflies() {
     for (seed, (m, n), block) in [(1, (16, 16), 1), (2, (24, 30), 2), (3, (16, 16), 4), (4, (13, 9), 1)] {

@@ -44,6 +44,41 @@ fn low_rank_error(w: &Array2<f64>, numbers: usize) -> f64 {
     (energy(&s[rank.min(s.len())..]) / energy(&s)).sqrt()
 }
 
+/// By windows, and by the dense matrix where these hold many numbers, whose flops are told.
+#[test]
+fn products_equal_their_formula_however_many_numbers_windows_hold() {
+    for ((m, n), rank, dense) in [((130, 140), 30, true), ((130, 140), 5, false), ((100, 90), 60, false)] {
+        let (u, v) = (gaussian(m, rank, 1), gaussian(rank, n, 2));
+        let full = Gblr::from_low_rank(&u, &v, Storage::F64).unwrap();
+        let starts: Vec<usize> = below(3, 2 * rank, m.min(n));
+        let moved = (0..rank).map(|k| GblrComponent {
+            rows: CyclicWindow { start: starts[2 * k], len: m },
+            cols: CyclicWindow { start: starts[2 * k + 1], len: n },
+            u: u.column(k).to_vec(),
+            v: v.row(k).to_vec(),
+        });
+        let moved = Gblr::from_components((m, n), &moved.collect::<Vec<_>>(), Storage::F64).unwrap();
+        let mut w = Array2::zeros((m, n));
+        for k in 0..rank {
+            for (i, u) in u.column(k).iter().enumerate() {
+                for (j, v) in v.row(k).iter().enumerate() {
+                    w[[(starts[2 * k] + i) % m, (starts[2 * k + 1] + j) % n]] += u * v;
+                }
+            }
+        }
+        for (gblr, w) in [(full, u.dot(&v)), (moved, w)] {
+            assert!(difference(&gblr.to_dense_f64(), &w) < 1e-13);
+            let flops = if dense { 2 * m * n } else { 2 * gblr.n_params() };
+            for batch in [1, 5] {
+                assert_eq!(gblr.flops(batch), (batch * flops) as u64, "{m} x {n}, rank {rank}");
+                let (x, dy) = (gaussian(batch, n, 4), gaussian(batch, m, 5));
+                assert!(difference(&gblr.matmul(&x).unwrap(), &x.dot(&w.t())) < 1e-12);
+                assert!(difference(&gblr.matmul_transpose(&dy).unwrap(), &dy.dot(&w)) < 1e-12);
+            }
+        }
+    }
+}
+
 #[test]
 fn masks_of_whole_widths_and_locations_are_windows() {
     for n in [15usize, 16, 64] {

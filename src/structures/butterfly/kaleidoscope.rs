@@ -13,14 +13,14 @@ use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run};
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
-use crate::structures::expanded::Expanded;
+use crate::structures::expanded::{Expanded, SMALL};
 use ndarray::{Array2, Array3, ArrayRef2};
 
 /// $W = B_1 B_2^T$ with two butterflies of the same size $N = b 2^L$ ([`Butterfly`]), cut to shape: the stages of $B_2^T$ mix the bits of the
 /// block index from the highest to the lowest, those of $B_1$ from the lowest to the highest.
 ///
 /// Parameters and multiply-adds: $4 b N L$. In small blocks these take several times as long as a dense product's: where the dense product takes less
-/// time, by batch and size of the blocks, the dense matrix is made on the first one and multiplied. Butterflies and their transposes are members (the other factor is the identity), and so is every
+/// time, by batch and size of the blocks, for more than $2^{14}$ entries, the dense matrix is made on the first one and multiplied. Butterflies and their transposes are members (the other factor is the identity), and so is every
 /// permutation, by the routing of a Benes network ([`permutation`](Self::permutation)).
 ///
 /// Projection: the better of the butterfly nearest to $W$ and the transpose of the one nearest to $W^T$, then sweeps of least squares over
@@ -129,10 +129,14 @@ impl Kaleidoscope {
         self.left.numbers() + self.right.numbers()
     }
 
-    /// Of a product with one of so many batch rows by the stages, as flops of dense products.
+    /// Of a product with one of so many batch rows by the stages, as flops of dense products; nothing for small matrices.
     fn cost(&self, batch: usize) -> u64 {
-        let side = 2 * self.left.block();
-        let each = if side >= 32 || (batch == 1 && side >= 16) { 2 } else { 5 };
+        let ((m, n), side) = (self.shape(), 2 * self.left.block());
+        let each = match m.saturating_mul(n) {
+            ..=SMALL => 0,
+            _ if side >= 32 || (batch == 1 && side >= 16) => 2,
+            _ => 5,
+        };
         2 * each * self.numbers() as u64
     }
 

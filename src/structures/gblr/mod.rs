@@ -11,7 +11,7 @@ pub mod window;
 
 pub use window::CyclicWindow;
 
-use super::expanded::Expanded;
+use super::expanded::{Expanded, SMALL};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
 use crate::gradient::{Differentiate, gathered};
@@ -34,7 +34,7 @@ use rand::Rng;
 /// Parameters: the numbers in the windows, and four indices of 4 bytes for each component. Multiply-adds: as many as numbers. The numbers
 /// of each side are one stream, in the order of the components, read once by a product; inputs and outputs are runs of
 /// neighbours. With so many numbers that the dense product takes less time (a quarter of the entries in batches, and for one row where the dense matrix
-/// fits a core's cache; two thirds elsewhere), the dense matrix is made on the first product and multiplied.
+/// fits a core's cache; two thirds elsewhere; none of $2^{14}$ entries or fewer), the dense matrix is made on the first product and multiplied.
 ///
 /// Projection: at a price $\lambda$ of a number, $\|W - \hat W\|_F^2 + \lambda \sum_k (w_k + w'_k)$ is lowered one component and one side
 /// at a time. With $v_k$ given, row $i$ gains $(R v_k)_i^2 / \|v_k\|^2 - \lambda$ with $R = W - \sum_{j \ne k} u_j v_j^T$; the cyclic interval
@@ -258,10 +258,14 @@ impl Gblr {
         self.u.len() + self.v.len()
     }
 
-    /// Of a product with one of so many batch rows by the windows, as flops of dense products.
+    /// Of a product with one of so many batch rows by the windows, as flops of dense products; nothing for small matrices.
     fn cost(&self, batch: usize) -> u64 {
         let (m, n) = self.shape();
-        let each = if batch == 1 && m.saturating_mul(n) > CACHED { 3 } else { 8 };
+        let each = match m.saturating_mul(n) {
+            ..=SMALL => 0,
+            entries if entries > CACHED && batch == 1 => 3,
+            _ => 8,
+        };
         each * self.numbers() as u64
     }
 
