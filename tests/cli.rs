@@ -298,6 +298,17 @@ fn apply_multiplies_as_the_dense_formula() {
 }
 
 #[test]
+fn efficiency_refuses_a_parameter_that_no_family_knows() {
+    let setup = Setup::new();
+    let args = "--quick --structures low_rank,sparse --param densty=0.1 --json r.json";
+    let output = setup.run("efficiency", &args.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(output.status.code(), Some(1));
+    let message = text(&output.stderr);
+    assert!(message.contains("`densty`") && message.contains("density"), "{message}");
+    assert!(!setup.path("r.json").exists());
+}
+
+#[test]
 fn efficiency_reports_every_storage_and_draws() {
     let setup = Setup::new();
     let args = "--quick --shapes 64x48 --batch 1,4 --threads 1 --structures low_rank,sparse_low_rank --storage f32,int8 \

@@ -21,6 +21,7 @@ use candidates::{Conditions, dense_candidates, structured};
 use clap::{Parser, ValueEnum};
 use machine::Machine;
 use report::{Cell, section};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use structmat::io::Staged;
@@ -122,6 +123,12 @@ fn measure(args: &Args) -> cli::Outcome {
         true => FAMILIES.iter().collect(),
         false => args.structures.iter().map(|name| family(name)).collect::<Result<_>>()?,
     };
+    let known: BTreeSet<&str> =
+        entries.iter().flat_map(|entry| entry.parameters).map(|(name, _)| *name).collect();
+    if let Some((name, _)) = args.param.iter().find(|(name, _)| !known.contains(name.as_str())) {
+        let expected = Vec::from_iter(known).join(", ");
+        return Err(Error::Unknown { kind: "parameter", name: name.clone(), expected }.into());
+    }
     // The picture that can fail for a wrong name comes before the long measurements.
     let title = format!("{} of {}, {}", args.tensor, args.pareto.display(), args.storage[0]);
     let members = args.plots.as_ref().map(|_| pareto::measure(args, &entries)).transpose()?;
