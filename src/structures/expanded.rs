@@ -13,7 +13,7 @@ pub(crate) struct Expanded(SpectrumCache);
 /// Multiply-adds of a dense product in the time of one that gathers its input, about.
 pub(crate) const GATHERED: u64 = 5;
 
-/// Entries of matrices that take a microsecond or less by their parts, too.
+/// Entries of matrices whose windows and small blocks are multiplied as they are: a dense form gains little there.
 pub(crate) const SMALL: usize = 1 << 14;
 
 /// Numbers of a dense matrix for each of the structure's, at most: an unbounded dense form could exceed all memory.

@@ -168,8 +168,7 @@ impl Simd<f32> for Avx2 {
     }
     #[inline(always)]
     fn keep(self, a: __m256, from: usize, to: usize) -> __m256 {
-        let lanes = unsafe { _mm256_andnot_si256(first_32(from), first_32(to)) };
-        unsafe { _mm256_and_ps(a, _mm256_castsi256_ps(lanes)) }
+        unsafe { _mm256_and_ps(a, _mm256_castsi256_ps(_mm256_andnot_si256(first_32(from), first_32(to)))) }
     }
     #[inline(always)]
     unsafe fn store_lanes(self, ptr: *mut f32, a: __m256, from: usize, to: usize) {
@@ -321,8 +320,7 @@ impl Simd<f64> for Avx2 {
     }
     #[inline(always)]
     fn keep(self, a: __m256d, from: usize, to: usize) -> __m256d {
-        let lanes = unsafe { _mm256_andnot_si256(first_64(from), first_64(to)) };
-        unsafe { _mm256_and_pd(a, _mm256_castsi256_pd(lanes)) }
+        unsafe { _mm256_and_pd(a, _mm256_castsi256_pd(_mm256_andnot_si256(first_64(from), first_64(to)))) }
     }
     #[inline(always)]
     unsafe fn store_lanes(self, ptr: *mut f64, a: __m256d, from: usize, to: usize) {

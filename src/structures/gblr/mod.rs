@@ -34,7 +34,8 @@ use rand::Rng;
 /// Parameters: the numbers in the windows, and four indices of 4 bytes for each component. Multiply-adds: as many as numbers. The numbers
 /// of each side are one stream, in the order of the components, read once by a product; inputs and outputs are runs of
 /// neighbours. With so many numbers that the dense product takes less time (a quarter of the entries in batches, and for one row where the dense matrix
-/// fits a core's cache; two thirds elsewhere; none of $2^{14}$ entries or fewer), the dense matrix is made on the first product and multiplied.
+/// fits a core's cache; two thirds elsewhere; none of $2^{14}$ entries or fewer), the dense matrix is made on the first product and multiplied. An
+/// infinite or NaN input then makes all outputs NaN, also those that no window connects with it.
 ///
 /// Projection: at a price $\lambda$ of a number, $\|W - \hat W\|_F^2 + \lambda \sum_k (w_k + w'_k)$ is lowered one component and one side
 /// at a time. With $v_k$ given, row $i$ gains $(R v_k)_i^2 / \|v_k\|^2 - \lambda$ with $R = W - \sum_{j \ne k} u_j v_j^T$; the cyclic interval
