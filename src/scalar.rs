@@ -1,12 +1,11 @@
 //! The compute types: `f32` and `f64`.
 
-use crate::exec::Policy;
 use crate::kernels::{
-    Bitmap, GridProduct, Kernel, Level, Mix, PanelProduct, RowScaling, SparseProduct, Spectrum,
-    SpectrumCache, TransformPass, WindowProduct,
+    GridProduct, Kernel, Level, Mix, PanelProduct, RowScaling, SparseProduct, Spectrum, SpectrumCache,
+    TransformPass, WindowProduct,
 };
 use crate::linalg::{Real, Threads};
-use crate::matrix::{Operands, StructuredMatrix, Update};
+use crate::matrix::{Operands, StructuredMatrix};
 use crate::storage::Factor;
 use ndarray::{Array3, ArrayRef2};
 use rustfft::{Fft, FftDirection, FftPlanner};
@@ -44,9 +43,6 @@ pub trait Scalar:
     /// A product with a matrix of windows whose numbers a factor holds; likewise.
     #[doc(hidden)]
     fn windows(factor: &Factor, product: WindowProduct<'_, Self>);
-    /// A product of one row with a sparse matrix in bits and values; likewise.
-    #[doc(hidden)]
-    fn spread(bitmap: &Bitmap<Self>, x: &[Self], y: &mut [Self], update: Update, policy: Policy);
     /// A transform of a real row; likewise.
     #[doc(hidden)]
     fn transform(level: Level, pass: TransformPass<'_, Self>);
@@ -93,9 +89,6 @@ macro_rules! scalar {
             }
             fn windows(factor: &Factor, product: WindowProduct<'_, Self>) {
                 factor.windows(product);
-            }
-            fn spread(bitmap: &Bitmap<Self>, x: &[Self], y: &mut [Self], update: Update, policy: Policy) {
-                bitmap.multiply(x, y, update, policy);
             }
             fn transform(level: Level, pass: TransformPass<'_, Self>) {
                 pass.run(level);

@@ -53,16 +53,19 @@ fn request(parameters: &[(&str, &str)]) -> Request {
     parameters.iter().fold(Request::new(), |request, (name, value)| request.with(*name, value))
 }
 
-/// Products of one row and of three with matrices too large for a core's cache, a third of whose positions are kept: by a bitmap, by a table or densely.
-fn check_dense_patterns<T: structmat::Scalar>(tolerance: f64) {
-    for name in ["sparse", "sparse_low_rank"] {
-        let mut request = Request::new().with("density", 0.3);
+/// Products of one row and of a few with matrices too large for a core's cache: by slices of rows, by single loads, in tiles or densely.
+fn check_patterns<T: structmat::Scalar>(tolerance: f64) {
+    for (name, density) in
+        ["sparse", "sparse_low_rank"].into_iter().flat_map(|name| [0.001, 0.03, 0.3, 0.8].map(|d| (name, d)))
+    {
+        let mut request = Request::new().with("density", density);
         if name == "sparse_low_rank" {
             request = request.with("rank", 4);
         }
         let matrix = family(name).unwrap().random((530, 521), &request, Storage::F32, 1).unwrap();
         let dense = matrix.to_dense_f64();
-        for (batch, level) in [1, 3].into_iter().flat_map(|batch| Level::available().map(move |l| (batch, l)))
+        for (batch, level) in
+            [1, 3, 4].into_iter().flat_map(|batch| Level::available().map(move |l| (batch, l)))
         {
             let forward = gaussian_of::<T>(batch, 521, 2);
             let transposed = gaussian_of::<T>(batch, 530, 3);
@@ -72,33 +75,33 @@ fn check_dense_patterns<T: structmat::Scalar>(tolerance: f64) {
                 let mut exec = exec.with_level(level);
                 let mut y = Array2::from_elem((batch, 530), T::narrow(f64::NAN));
                 matrix.apply_into(&forward, &mut y, Update::Overwrite, &mut exec).unwrap();
-                assert!(difference(&y, &expected) < tolerance, "{name} batch {batch} {level}");
+                assert!(difference(&y, &expected) < tolerance, "{name} {density} batch {batch} {level}");
                 matrix.apply_into(&forward, &mut y, Update::Accumulate, &mut exec).unwrap();
                 assert!(
                     difference(&y, &(&expected * 2.0)) < tolerance,
-                    "{name} batch {batch} {level}: added"
+                    "{name} {density} batch {batch} {level}: added"
                 );
                 let mut x = Array2::from_elem((batch, 521), T::narrow(f64::NAN));
                 matrix.apply_transpose_into(&transposed, &mut x, Update::Overwrite, &mut exec).unwrap();
                 assert!(
                     difference(&x, &expected_transposed) < tolerance,
-                    "{name} batch {batch} {level}: transposed"
+                    "{name} {density} batch {batch} {level}: transposed"
                 );
                 y
             };
             assert_eq!(
                 product(Exec::new()),
                 product(Exec::threads(2)),
-                "{name} batch {batch} {level}: threads"
+                "{name} {density} batch {batch} {level}: threads"
             );
         }
     }
 }
 
 #[test]
-fn dense_patterns_multiply_as_their_formula() {
-    check_dense_patterns::<f32>(1e-5);
-    check_dense_patterns::<f64>(1e-12);
+fn patterns_of_any_density_multiply_as_their_formula() {
+    check_patterns::<f32>(1e-5);
+    check_patterns::<f64>(1e-12);
 }
 
 #[test]

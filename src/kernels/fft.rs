@@ -3,7 +3,7 @@
 //! Each row is transformed by itself, as a complex row of half the length. Packing two rows into one complex transform
 //! would save the untangling pass, but lets the rounding errors (and NaN) of one row leak into the other.
 
-use super::sparse::{Bitmap, Pattern};
+use super::sparse::{Pattern, Sliced};
 use super::spectral::{BlockTransform, Convolution, SpectrumGrid, Transform};
 use crate::matrix::Update;
 use crate::scalar::Scalar;
@@ -245,6 +245,8 @@ pub struct SparseSpectrum<T> {
     pub(crate) sides: [(Transform<T>, Option<SpectrumGrid<T>>); 2],
     pub(crate) pattern: Pattern,
     pub(crate) values: Factor,
+    /// The matrix in this form too.
+    pub(crate) sliced: Option<Sliced<T>>,
 }
 
 /// Plans and decoded spectral weights of one compute type, made on first use. Each structure fills what it needs.
@@ -258,8 +260,8 @@ pub struct Spectrum<T> {
     pub(crate) sparse: Option<SparseSpectrum<T>>,
     /// Dense weights, one block per bin.
     pub(crate) factor: Option<Factor>,
-    /// A sparse matrix for products of one row.
-    pub(crate) bitmap: Option<Bitmap<T>>,
+    /// A sparse matrix for products of small batches.
+    pub(crate) sliced: Option<Sliced<T>>,
 }
 
 /// A [`Spectrum`] per compute type. It follows from the structure's factors, so that all caches count as equal.

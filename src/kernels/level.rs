@@ -2,7 +2,6 @@
 
 use super::simd::{Avx2, Avx512, Portable, Simd};
 use crate::error::{Error, Result};
-use crate::scalar::Scalar;
 use std::sync::OnceLock;
 
 /// An instruction set that the kernels are compiled for.
@@ -71,6 +70,11 @@ impl Level {
         })
     }
 
+    /// Whether vectors find numbers among others in registers.
+    pub(crate) fn finds(self) -> bool {
+        self == Level::Avx512
+    }
+
     /// The name used by `STRUCTMAT_SIMD`.
     pub fn name(self) -> &'static str {
         match self {
@@ -84,31 +88,6 @@ impl Level {
 impl std::fmt::Display for Level {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-/// What vectors of a level do in a few instructions.
-pub(crate) struct Abilities {
-    /// Find numbers in registers.
-    pub(crate) looks_up: bool,
-    /// Spread numbers to some of their lanes.
-    pub(crate) spreads: bool,
-}
-
-impl Level {
-    /// Those of vectors of `T`.
-    pub(crate) fn abilities<T: Scalar>(self) -> Abilities {
-        T::dispatch(self, Ask)
-    }
-}
-
-struct Ask;
-
-impl<T> Kernel<T> for Ask {
-    type Output = Abilities;
-    #[inline(always)]
-    fn run<S: Simd<T>>(self, _: S) -> Abilities {
-        Abilities { looks_up: S::LOOKS_UP, spreads: S::SPREADS }
     }
 }
 

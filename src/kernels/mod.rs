@@ -41,11 +41,11 @@ pub(crate) use level::run;
 pub use mix::Mix;
 pub(crate) use mix::mix;
 pub(crate) use packing::{Lanes, Packing, SLACK};
-#[doc(hidden)]
-pub use sparse::{Bitmap, Pattern, SparseProduct, WindowProduct, Windows};
 pub(crate) use sparse::{
-    CACHED, bitmap_cost, multiply_sparse, multiply_windows, sparse_cost, sparse_scratch_len,
+    CACHED, gathers, multiply_sparse, multiply_windows, sparse_cost, sparse_scratch_len, takes_slices,
 };
+#[doc(hidden)]
+pub use sparse::{Pattern, Sliced, SparseProduct, WindowProduct, Windows};
 pub(crate) use spectral::{BlockTransform, Convolution, Layout, Transform, spectrum_len};
 #[doc(hidden)]
 pub use spectral::{GridProduct, SpectrumGrid, TransformPass};

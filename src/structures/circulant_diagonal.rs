@@ -1,6 +1,6 @@
 //! Sums of diagonal times circulant matrices.
 
-use super::expanded::Expanded;
+use super::expanded::{Expand, Expanded};
 use super::spectral::{convolve, convolve_flops, convolve_scratch_len, transform_flops};
 use crate::error::{Error, Result};
 use crate::gradient::Differentiate;
@@ -73,18 +73,6 @@ impl CirculantDiagonal {
         self.c.cols()
     }
 
-    /// Stored numbers.
-    fn numbers(&self) -> usize {
-        self.d.len() + self.c.len()
-    }
-
-    /// Of a product with one vector by the transforms.
-    fn own_flops(&self) -> u64 {
-        let ((m, n), terms) = (self.shape(), self.terms() as u64);
-        let term = convolve_flops(n) - transform_flops(n) + 2 * m as u64;
-        transform_flops(n) + terms * term
-    }
-
     /// The spectra of the `c_k`, one below the other.
     fn spectrum<T: Scalar>(&self) -> &Spectrum<T> {
         self.cache.get(|| {
@@ -103,14 +91,23 @@ impl CirculantDiagonal {
     }
 }
 
+impl Expand for CirculantDiagonal {
+    fn expanded(&self) -> &Expanded {
+        &self.expanded
+    }
+    fn numbers(&self) -> usize {
+        self.d.len() + self.c.len()
+    }
+    fn own_flops(&self) -> u64 {
+        let ((m, n), terms) = (self.shape(), self.terms() as u64);
+        let term = convolve_flops(n) - transform_flops(n) + 2 * m as u64;
+        transform_flops(n) + terms * term
+    }
+}
+
 impl<T: Scalar> Multiply<T> for CirculantDiagonal {
     fn multiply(&self, operands: Operands<'_, T>) {
-        if Expanded::pays(self.own_flops(), self.numbers(), self.shape())
-            && let Some(dense) = self.expanded.dense::<T>(self)
-        {
-            let Operands { op, x, y, update, work } = operands;
-            return dense.multiply(op, x, y, update, work.policy);
-        }
+        let Some(operands) = self.multiply_densely(operands) else { return };
         let Some(convolution) = &self.spectrum::<T>().convolution else { return };
         let ((m, n), op, update, policy) = (self.shape(), operands.op, operands.update, operands.work.policy);
         convolve(
@@ -166,11 +163,10 @@ impl StructuredMatrix for CirculantDiagonal {
         (self.d.cols(), self.c.cols())
     }
     fn flops(&self, batch: usize) -> u64 {
-        let own = self.own_flops();
-        batch as u64 * Expanded::flops(own, own, self.numbers(), self.shape())
+        self.product_flops(batch)
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if Expanded::pays(self.own_flops(), self.numbers(), self.shape()) { 0 } else { batch };
+        let batch = self.own_rows(batch);
         convolve_scratch_len(batch, self.len(), (self.terms(), 1), self.terms() * self.len(), &self.cache)
     }
     fn to_dense_f64(&self) -> Array2<f64> {

@@ -1,13 +1,13 @@
 //! Matrices of few spectral coefficients.
 
-use super::expanded::{Expanded, GATHERED};
+use super::expanded::{Expand, Expanded, GATHERED};
 use super::spectral::{for_rows, scratch_len, spectra, transform_flops};
 use crate::error::{Error, Result};
 use crate::exec::{Parallelism, Policy, SCRATCH_ALIGN, Workspace};
 use crate::gradient::Differentiate;
 use crate::kernels::{
-    Cosine, Pattern, RealFft, SparseProduct, SparseSpectrum, Spectrum, SpectrumCache, Transform, fft2,
-    sparse_scratch_len, spectrum_len,
+    Cosine, Pattern, RealFft, Sliced, SparseProduct, SparseSpectrum, Spectrum, SpectrumCache, Transform,
+    fft2, gathers, sparse_scratch_len, spectrum_len,
 };
 use crate::linalg::Threads;
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// Parameters: two numbers per kept pair of mirrored Fourier coefficients (the mirror image of `(a, b)` is `(-a, -b)`), one per cosine
 /// coefficient; and one index each. Product: a transform of length `in`, one complex (real) multiply-add per coefficient, a
-/// transform of length `out`. With so many coefficients that the dense product takes less time (a tenth of all), the dense matrix is
+/// transform of length `out`. With so many coefficients that the dense product takes less time (a tenth of all; a fifth for one row on AVX-512), the dense matrix is
 /// made on the first product and multiplied.
 ///
 /// Projection: the coefficients of the largest magnitude, optimal by Parseval's theorem. With activations, those of the plain optimum
@@ -177,7 +177,10 @@ impl Fourier {
                 (side, turns)
             });
             Spectrum {
-                sparse: pattern.map(|pattern| SparseSpectrum { sides, pattern, values }),
+                sparse: pattern.map(|pattern| {
+                    let sliced = Sliced::new(&pattern, |k| T::narrow(values.get(0, 0, k)));
+                    SparseSpectrum { sides, pattern, values, sliced }
+                }),
                 ..Default::default()
             }
         })
@@ -204,21 +207,6 @@ impl Fourier {
             }
         }
         all
-    }
-
-    /// Stored numbers.
-    fn numbers(&self) -> usize {
-        self.values.len()
-    }
-
-    /// Of a product with one vector by the transforms.
-    fn own_flops(&self) -> u64 {
-        let per_coefficient = match self.transform {
-            FourierTransform::Dft => 8,
-            FourierTransform::Dct => 2,
-        };
-        let transforms = transform_flops(self.shape.0) + transform_flops(self.shape.1);
-        transforms + per_coefficient * self.coefficients() as u64
     }
 
     /// A row in another order, and what the transforms need.
@@ -280,21 +268,46 @@ fn unfold<T: Scalar>(row: &[T], y: &mut [T], update: Update) {
     }
 }
 
+impl Expand for Fourier {
+    fn expanded(&self) -> &Expanded {
+        &self.expanded
+    }
+    fn numbers(&self) -> usize {
+        self.values.len()
+    }
+    fn own_flops(&self) -> u64 {
+        let per_coefficient = match self.transform {
+            FourierTransform::Dft => 8,
+            FourierTransform::Dct => 2,
+        };
+        let transforms = transform_flops(self.shape.0) + transform_flops(self.shape.1);
+        transforms + per_coefficient * self.coefficients() as u64
+    }
+    fn cost(&self, op: Op, batch: usize) -> u64 {
+        let halves = if gathers(op, batch) {
+            2 * GATHERED
+        } else if batch > 1 {
+            8
+        } else {
+            5
+        };
+        halves * self.own_flops() / 2
+    }
+}
+
 impl<T: Scalar> Multiply<T> for Fourier {
-    fn multiply(&self, Operands { op, x, mut y, update, work }: Operands<'_, T>) {
+    fn multiply(&self, operands: Operands<'_, T>) {
+        let Some(Operands { op, x, mut y, update, work }) = self.multiply_densely(operands) else { return };
         if self.indices.is_empty() {
             if update == Update::Overwrite {
                 y.fill(T::zero());
             }
             return;
         }
-        if Expanded::pays(GATHERED * self.own_flops(), self.numbers(), self.shape)
-            && let Some(dense) = self.expanded.dense::<T>(self)
-        {
-            return dense.multiply(op, x, y, update, work.policy);
-        }
         let (m, n) = self.shape;
-        let Some(SparseSpectrum { sides, pattern, values }) = &self.spectrum::<T>().sparse else { return };
+        let Some(SparseSpectrum { sides, pattern, values, sliced }) = &self.spectrum::<T>().sparse else {
+            return;
+        };
         let ((to, to_turns), (from, from_turns)) = op.order(&sides[0], &sides[1]);
         let (batch, policy, (outputs, inputs)) = (x.rows(), work.policy, op.order(m, n));
         let level = policy.level;
@@ -316,6 +329,7 @@ impl<T: Scalar> Multiply<T> for Fourier {
         let (x, y_planes) = (before.as_rows(), after.reborrow());
         values.multiply_sparse(SparseProduct {
             pattern,
+            sliced: sliced.as_ref(),
             op,
             x,
             y: y_planes,
@@ -360,12 +374,10 @@ impl StructuredMatrix for Fourier {
         self.shape
     }
     fn flops(&self, batch: usize) -> u64 {
-        let own = self.own_flops();
-        batch as u64 * Expanded::flops(own, GATHERED * own, self.numbers(), self.shape)
+        self.product_flops(batch)
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch =
-            if Expanded::pays(GATHERED * self.own_flops(), self.numbers(), self.shape) { 0 } else { batch };
+        let batch = self.own_rows(batch);
         let (m, n) = (spectrum_len(self.shape.0), spectrum_len(self.shape.1));
         let panels =
             Workspace::<f32>::matrix_len(batch, m).saturating_add(Workspace::<f32>::matrix_len(batch, n));

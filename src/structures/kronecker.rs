@@ -1,6 +1,6 @@
 //! Sums of Kronecker products.
 
-use super::expanded::Expanded;
+use super::expanded::{Expand, Expanded};
 use super::tensor_train::{
     Modes, SVD_SLACK, Train, balanced, load, plain_sweeps, store, transpose_each, turned,
 };
@@ -111,17 +111,6 @@ impl Kronecker {
         (n1 * m2 * n2 + m1 * n1 * m2, m1 * n1 * n2 + m1 * m2 * n2)
     }
 
-    /// Stored numbers.
-    fn numbers(&self) -> usize {
-        self.a.len() + self.b.len()
-    }
-
-    /// Of a product with one vector by the factors.
-    fn own_flops(&self) -> u64 {
-        let (right, left) = self.costs();
-        2 * self.terms() as u64 * right.min(left)
-    }
-
     fn from_train(train: &Train, shape: (usize, usize), storage: Storage) -> Self {
         let (a, b, modes) = (&train.cores[0], &train.cores[1], &train.modes);
         let (terms, n1, n2) = (a.ncols(), modes.cols[0], modes.cols[1]);
@@ -146,13 +135,22 @@ impl Kronecker {
     }
 }
 
+impl Expand for Kronecker {
+    fn expanded(&self) -> &Expanded {
+        &self.expanded
+    }
+    fn numbers(&self) -> usize {
+        self.a.len() + self.b.len()
+    }
+    fn own_flops(&self) -> u64 {
+        let (right, left) = self.costs();
+        2 * self.terms() as u64 * right.min(left)
+    }
+}
+
 impl<T: Scalar> Multiply<T> for Kronecker {
-    fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
-        if Expanded::pays(self.own_flops(), self.numbers(), self.shape)
-            && let Some(dense) = self.expanded.dense::<T>(self)
-        {
-            return dense.multiply(op, x, y, update, work.policy);
-        }
+    fn multiply(&self, operands: Operands<'_, T>) {
+        let Some(Operands { op, x, y, update, work }) = self.multiply_densely(operands) else { return };
         let (batch, policy, len) = (x.rows(), work.policy, x.rows() * self.widest());
         let (o1, i1) = op.order(self.a.rows(), self.a.cols());
         let (o2, i2) = op.order(self.b.rows(), self.b.cols());
@@ -217,12 +215,10 @@ impl StructuredMatrix for Kronecker {
         self.shape
     }
     fn flops(&self, batch: usize) -> u64 {
-        let own = self.own_flops();
-        batch as u64 * Expanded::flops(own, own, self.numbers(), self.shape)
+        self.product_flops(batch)
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if Expanded::pays(self.own_flops(), self.numbers(), self.shape) { 0 } else { batch };
-        4 * Workspace::<f32>::slice_len(batch * self.widest())
+        4 * Workspace::<f32>::slice_len(self.own_rows(batch) * self.widest())
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let mut dense = Array2::zeros(self.shape);

@@ -1,6 +1,6 @@
 //! Low rank plus sparse.
 
-use super::expanded::Expanded;
+use super::expanded::{Expand, Expanded};
 use super::sparse::{Support, density, index_words, most_positions, refit};
 use super::{LowRank, LowRankSpec, Sparse, SparseSpec};
 use crate::error::{Error, Result};
@@ -109,21 +109,6 @@ impl SparseLowRank {
         Self { low_rank, sparse, expanded: Expanded::default() }
     }
 
-    /// Stored numbers.
-    fn numbers(&self) -> usize {
-        self.low_rank.numbers() + self.sparse.nnz()
-    }
-
-    /// Of a product with one of so many batch rows by both parts, as flops of dense products.
-    fn cost<T: Scalar>(&self, op: Op, batch: usize) -> u64 {
-        self.low_rank.flops(1) + self.sparse.cost::<T>(op, batch)
-    }
-
-    /// Whether so many batch rows are multiplied by the dense matrix.
-    fn is_expanded<T: Scalar>(&self, op: Op, batch: usize) -> bool {
-        Expanded::pays(self.cost::<T>(op, batch), self.numbers(), self.low_rank.shape())
-    }
-
     /// The low-rank part.
     pub fn low_rank(&self) -> &LowRank {
         &self.low_rank
@@ -135,13 +120,26 @@ impl SparseLowRank {
     }
 }
 
+impl Expand for SparseLowRank {
+    fn expanded(&self) -> &Expanded {
+        &self.expanded
+    }
+    fn numbers(&self) -> usize {
+        self.low_rank.numbers() + self.sparse.numbers()
+    }
+    fn own_flops(&self) -> u64 {
+        self.low_rank.flops(1) + self.sparse.own_flops()
+    }
+    fn cost(&self, op: Op, batch: usize) -> u64 {
+        self.low_rank.flops(1) + self.sparse.cost(op, batch)
+    }
+}
+
 impl<T: Scalar> Multiply<T> for SparseLowRank {
-    fn multiply(&self, Operands { op, x, mut y, update, mut work }: Operands<'_, T>) {
-        if self.is_expanded::<T>(op, x.rows())
-            && let Some(dense) = self.expanded.dense::<T>(self)
-        {
-            return dense.multiply(op, x, y, update, work.policy);
-        }
+    fn multiply(&self, operands: Operands<'_, T>) {
+        let Some(Operands { op, x, mut y, update, mut work }) = self.multiply_densely(operands) else {
+            return;
+        };
         let low_rank = Operands { op, x, y: y.reborrow(), update, work: work.reborrow() };
         self.low_rank.multiply(low_rank);
         self.sparse.multiply(Operands { op, x, y, update: Update::Accumulate, work });
@@ -164,12 +162,10 @@ impl StructuredMatrix for SparseLowRank {
         self.low_rank.shape()
     }
     fn flops(&self, batch: usize) -> u64 {
-        let own = self.low_rank.flops(1) + 2 * self.sparse.nnz() as u64;
-        batch as u64
-            * Expanded::flops(own, self.cost::<f32>(Op::Forward, batch), self.numbers(), self.shape())
+        self.product_flops(batch)
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if self.is_expanded::<f32>(Op::Forward, batch) { 0 } else { batch };
+        let batch = self.own_rows(batch);
         self.low_rank.scratch_len(batch).max(self.sparse.scratch_len(batch))
     }
     fn to_dense_f64(&self) -> Array2<f64> {

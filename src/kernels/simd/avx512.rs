@@ -1,7 +1,7 @@
 //! AVX-512 F, BW, DQ, VL.
 
+use super::Simd;
 use super::avx2::{four_f32, four_f64};
-use super::{Simd, Table};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -24,8 +24,6 @@ impl Avx512 {
 impl Simd<f32> for Avx512 {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
-    const LOOKS_UP: bool = true;
-    const SPREADS: bool = true;
     type V = __m512;
     type Index = __m512i;
 
@@ -123,36 +121,30 @@ impl Simd<f32> for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn add_looked_up<const N: usize>(
+    unsafe fn add_found<const W: usize>(
         self,
-        sum: __m512,
+        sums: [__m512; 4],
         values: *const f32,
-        index: *const u16,
-        len: usize,
-        table: &Table<'_, f32, __m512, N>,
-    ) -> __m512 {
-        const { assert!(N == 2 || N == 4) };
-        let t = &table.vectors;
+        codes: *const u32,
+        windows: [*const f32; W],
+    ) -> [__m512; 4] {
         unsafe {
-            let lanes = ((1u32 << len) - 1) as __mmask16;
-            let index = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, index.cast()));
-            // Five bits name a number of two vectors; the next one, which two.
-            let mut found = _mm512_permutex2var_ps(t[0], index, t[1]);
-            if N == 4 {
-                let sixth = _mm512_test_epi32_mask(index, _mm512_set1_epi32(32));
-                let high = _mm512_permutex2var_ps(t[N - 2], index, t[N - 1]);
-                found = _mm512_mask_blend_ps(sixth, found, high);
+            let codes = _mm512_loadu_si512(codes.cast());
+            let mut sums = sums;
+            for (w, window) in windows.iter().enumerate() {
+                let part = |k: usize| _mm512_loadu_ps(window.add(16 * k));
+                let parts = [part(0), part(1), part(2), part(3)];
+                for (v, sum) in sums.iter_mut().enumerate().skip(w * 4 / W).take(4 / W) {
+                    // Five bits name a number of two vectors; the next one, which two.
+                    let places = _mm512_srlv_epi32(codes, _mm512_set1_epi32(8 * v as i32));
+                    let sixth = _mm512_test_epi32_mask(codes, _mm512_set1_epi32(32 << (8 * v)));
+                    let low = _mm512_permutex2var_ps(parts[0], places, parts[1]);
+                    let high = _mm512_permutex2var_ps(parts[2], places, parts[3]);
+                    let found = _mm512_mask_blend_ps(sixth, low, high);
+                    *sum = _mm512_fmadd_ps(_mm512_loadu_ps(values.add(16 * v)), found, *sum);
+                }
             }
-            _mm512_mask3_fmadd_ps(_mm512_maskz_loadu_ps(lanes, values), found, sum, lanes)
-        }
-    }
-    #[inline(always)]
-    unsafe fn add_spread(self, sum: __m512, x: f32, ptr: *const f32, mask: u32) -> __m512 {
-        // Spread into a copy of `x`: into zeros, each instruction would wait for the one before that wrote its register.
-        unsafe {
-            let x = _mm512_set1_ps(x);
-            let spread = _mm512_mask_expand_ps(x, mask as u16, _mm512_loadu_ps(ptr));
-            _mm512_mask3_fmadd_ps(spread, x, sum, mask as u16)
+            sums
         }
     }
     #[inline(always)]
@@ -312,12 +304,30 @@ impl Simd<f64> for Avx512 {
         unsafe { _mm512_insertf64x4::<1>(_mm512_castpd256_pd512(four_f64(at(0))), four_f64(at(1))) }
     }
     #[inline(always)]
-    unsafe fn add_spread(self, sum: __m512d, x: f64, ptr: *const f64, mask: u32) -> __m512d {
-        // Spread into a copy of `x`: into zeros, each instruction would wait for the one before that wrote its register.
+    unsafe fn add_found<const W: usize>(
+        self,
+        sums: [__m512d; 4],
+        values: *const f64,
+        codes: *const u32,
+        windows: [*const f64; W],
+    ) -> [__m512d; 4] {
         unsafe {
-            let x = _mm512_set1_pd(x);
-            let spread = _mm512_mask_expand_pd(x, mask as u8, _mm512_loadu_pd(ptr));
-            _mm512_mask3_fmadd_pd(spread, x, sum, mask as u8)
+            let codes = _mm512_cvtepu32_epi64(_mm256_loadu_si256(codes.cast()));
+            let mut sums = sums;
+            for (w, window) in windows.iter().enumerate() {
+                let part = |k: usize| _mm512_loadu_pd(window.add(8 * k));
+                for (v, sum) in sums.iter_mut().enumerate().skip(w * 4 / W).take(4 / W) {
+                    // Four bits name a number of two vectors; the next two, which two.
+                    let places = _mm512_srlv_epi64(codes, _mm512_set1_epi64(8 * v as i64));
+                    let bit = |bit: i64| _mm512_test_epi64_mask(codes, _mm512_set1_epi64(bit << (8 * v)));
+                    let two = |k: usize| _mm512_permutex2var_pd(part(k), places, part(k + 1));
+                    let low = _mm512_mask_blend_pd(bit(16), two(0), two(2));
+                    let high = _mm512_mask_blend_pd(bit(16), two(4), two(6));
+                    let found = _mm512_mask_blend_pd(bit(32), low, high);
+                    *sum = _mm512_fmadd_pd(_mm512_loadu_pd(values.add(16 * v)), found, *sum);
+                }
+            }
+            sums
         }
     }
     #[inline(always)]

@@ -28,10 +28,6 @@ pub trait Simd<T>: Copy + Send + Sync {
     const LANES: usize;
     /// Vector registers.
     const REGISTERS: usize;
-    /// Whether [`add_looked_up`](Self::add_looked_up) finds numbers in registers.
-    const LOOKS_UP: bool = false;
-    /// Whether [`add_spread`](Self::add_spread) takes no loop over lanes.
-    const SPREADS: bool = false;
     /// The vector.
     type V: Copy;
     /// A lane for each lane.
@@ -89,51 +85,33 @@ pub trait Simd<T>: Copy + Send + Sync {
     /// # Safety
     /// Every place is valid for a read.
     unsafe fn gather(self, at: impl Fn(usize) -> [*const T; 4]) -> Self::V;
-    /// Adds to the first `len <= LANES` lanes the products of so many values with the numbers of a table at the places that their indices
-    /// name, modulo its length.
+    /// Adds to four vectors the products of values and the numbers of windows that codes name: byte `v` of the code of a lane is the place of its number for
+    /// vector `v` among the 64 of window `v W / 4`. The values of a vector follow 16 after those of the one before.
     ///
     /// # Safety
-    /// `values` and `index` are valid for `len` reads, and the table has numbers at those places.
+    /// `values` is valid for `LANES` reads at each of its four places, `codes` for `LANES`, and `windows` for 64 each; bytes are below 64.
     #[inline(always)]
-    unsafe fn add_looked_up<const N: usize>(
+    unsafe fn add_found<const W: usize>(
         self,
-        sum: Self::V,
+        sums: [Self::V; 4],
         values: *const T,
-        index: *const u16,
-        len: usize,
-        table: &Table<'_, T, Self::V, N>,
-    ) -> Self::V
+        codes: *const u32,
+        windows: [*const T; W],
+    ) -> [Self::V; 4]
     where
         T: Copy + Default,
     {
-        let mut found = [T::default(); 16];
-        for (i, found) in found.iter_mut().enumerate().take(len) {
-            // SAFETY: the caller's promise.
-            *found = unsafe { *table.numbers.get_unchecked(usize::from(*index.add(i)) % (16 * N)) };
-        }
-        // SAFETY: there are at least as many found as lanes, and `len` values by the caller's promise.
-        unsafe { self.mul_add(self.load_part(values, len), self.load(found.as_ptr()), sum) }
-    }
-    /// Adds `x` times the numbers at `ptr`, one after the other, to the lanes of `sum` whose bits are set; the others stay, whatever `x` is.
-    ///
-    /// # Safety
-    /// `ptr` is valid for `LANES` reads.
-    #[inline(always)]
-    unsafe fn add_spread(self, sum: Self::V, x: T, ptr: *const T, mask: u32) -> Self::V
-    where
-        T: Copy + Default,
-    {
-        let (mut lanes, mut inputs, mut taken) = ([T::default(); 16], [T::default(); 16], 0);
-        for i in 0..Self::LANES {
-            if mask >> i & 1 == 1 {
-                inputs[i] = x;
+        let mut sums = sums;
+        for (v, sum) in sums.iter_mut().enumerate() {
+            let mut found = [T::default(); 16];
+            for (lane, found) in found.iter_mut().enumerate().take(Self::LANES) {
                 // SAFETY: the caller's promise.
-                lanes[i] = unsafe { *ptr.add(taken) };
-                taken += 1;
+                *found = unsafe { *windows[v * W / 4].add((*codes.add(lane) >> (8 * v) & 63) as usize) };
             }
+            // SAFETY: there are at least as many found as lanes, and the caller's promise.
+            *sum = unsafe { self.mul_add(self.load(values.add(16 * v)), self.load(found.as_ptr()), *sum) };
         }
-        // SAFETY: there are at least as many as lanes.
-        unsafe { self.mul_add(self.load(lanes.as_ptr()), self.load(inputs.as_ptr()), sum) }
+        sums
     }
     /// Reads the first `len <= LANES` numbers; the other lanes are zero.
     ///
@@ -192,32 +170,6 @@ pub trait Simd<T>: Copy + Send + Sync {
     /// # Safety
     /// `ptr` is valid for `LANES / 2` reads.
     unsafe fn load_i4(self, ptr: *const u8) -> Self::V;
-}
-
-/// At most `16 N` numbers to look up, in `N` registers of 16 where the level can do that.
-#[doc(hidden)]
-#[derive(Debug)]
-pub struct Table<'a, T, V, const N: usize> {
-    numbers: &'a [T],
-    vectors: [V; N],
-}
-
-impl<'a, T, V: Copy, const N: usize> Table<'a, T, V, N> {
-    /// Of these numbers.
-    #[inline(always)]
-    pub(super) fn new<S: Simd<T, V = V>>(simd: S, numbers: &'a [T]) -> Self {
-        let len = numbers.len();
-        assert!(len <= 16 * N);
-        let mut vectors = [simd.zero(); N];
-        if S::LOOKS_UP {
-            for (k, vector) in vectors.iter_mut().enumerate() {
-                let from = (k * S::LANES).min(len);
-                // SAFETY: as many numbers are there.
-                *vector = unsafe { simd.load_part(numbers.as_ptr().add(from), S::LANES.min(len - from)) };
-            }
-        }
-        Self { numbers, vectors }
-    }
 }
 
 /// `N` vectors; in less code than `std::array::from_fn`, as it is compiled into every kernel.

@@ -1,21 +1,19 @@
 //! Products with a matrix in compressed sparse rows, for values in any storage.
 
-mod bitmap;
 mod pattern;
 mod rows;
-mod tables;
+mod sliced;
 mod tiles;
 mod values;
 mod windows;
 
-pub use bitmap::Bitmap;
 pub use pattern::Pattern;
+pub use sliced::Sliced;
 pub(crate) use windows::multiply_windows;
 pub use windows::{WindowProduct, Windows};
 
-use self::pattern::{Columns, GROUP, Index};
+use self::pattern::{Columns, Index};
 use self::rows::{Gather, Scatter};
-use self::tables::LookUp;
 use self::tiles::{Backward, Forward, Interleave};
 use self::values::{Stream, Values};
 use super::level::Level;
@@ -33,41 +31,52 @@ const LANES: usize = 16;
 /// Scratch entries of [`multiply_sparse`] for an `out x in` matrix.
 pub(crate) fn sparse_scratch_len(batch: usize, out: usize, inp: usize) -> usize {
     if batch < TILED_BATCH {
-        0
+        batch.saturating_mul(sliced::input_len(inp))
     } else {
         batch.next_multiple_of(LANES).saturating_mul(out.saturating_add(inp))
     }
 }
 
-/// Multiply-adds of a dense product in the time that the product of a batch row with this pattern takes, about, where the dense matrix comes
-/// from memory; one that stays in a core's cache takes a third of the time for a few batch rows.
-pub(crate) fn sparse_cost<T: Scalar>(pattern: &Pattern, batch: usize) -> u64 {
-    let few = if pattern.tables().is_some() && Level::detected().abilities::<T>().looks_up { 3 } else { 5 };
-    let cached = pattern.rows().saturating_mul(pattern.width()) <= CACHED;
-    let each = match batch {
-        ..TILED_BATCH if cached => 3 * few,
-        ..TILED_BATCH => few,
-        TILED_BATCH..=8 => 5,
-        _ => 3,
-    };
-    each * pattern.len() as u64
+/// Multiply-adds of a dense product in the time that the product of a batch row with this pattern takes, about.
+pub(crate) fn sparse_cost(pattern: &Pattern, op: Op, batch: usize) -> u64 {
+    let (len, positions) = (pattern.len() as u64, pattern.rows().saturating_mul(pattern.width()));
+    match (pattern.slots().filter(|_| !gathers(op, batch)), batch) {
+        // Two cycles for a vector of slots, or reading five bytes for each beside the four of a dense matrix, which a few rows read together.
+        (Some(slots), _) => {
+            let quarters = if positions <= SHARED { 8 } else { 5 };
+            quarters * slots as u64 / 4 * if batch > 1 { 2 } else { 1 }
+        }
+        (None, ..TILED_BATCH) if positions <= CACHED => 15 * len,
+        (None, ..=8) => 5 * len,
+        (None, _) => 3 * len,
+    }
 }
 
-/// Likewise for one row and the [`Bitmap`] of the pattern, where that takes less time than other products with it.
-pub(crate) fn bitmap_cost<T: Scalar>(pattern: &Pattern, level: Level) -> Option<u64> {
-    if pattern.rows().saturating_mul(pattern.width()) <= CACHED {
-        return None;
-    }
-    bitmap::cost::<T>(pattern, level).filter(|&cost| cost < sparse_cost::<T>(pattern, 1))
+/// Whether products load their inputs one by one: what the [`Sliced`] form avoids, where a matrix has it.
+pub(crate) fn gathers(op: Op, batch: usize) -> bool {
+    !finds(op, batch, Level::detected())
+}
+
+fn finds(op: Op, batch: usize, level: Level) -> bool {
+    op == Op::Forward && batch < TILED_BATCH && level.finds()
+}
+
+/// Whether a product may be made with the [`Sliced`] form.
+pub(crate) fn takes_slices(pattern: &Pattern, op: Op, batch: usize, level: Level) -> bool {
+    pattern.slots().is_some() && finds(op, batch, level)
 }
 
 /// Entries of a dense matrix that stays in a core's cache.
 pub(crate) const CACHED: usize = 1 << 18;
+/// Entries of one that stays in a cache that cores share.
+const SHARED: usize = 1 << 20;
 
 /// What to multiply with a sparse matrix.
 #[derive(Debug)]
 pub struct SparseProduct<'a, T> {
     pub(crate) pattern: &'a Pattern,
+    /// The matrix in this form too, for small batches.
+    pub(crate) sliced: Option<&'a Sliced<T>>,
     pub(crate) op: Op,
     pub(crate) x: Rows<'a, T>,
     pub(crate) y: RowsMut<'a, T>,
@@ -80,26 +89,30 @@ pub struct SparseProduct<'a, T> {
 /// `Y (+)= X Aᵀ` (forward) or `Y (+)= X A` (transposed) for the sparse matrix of these values. Panics when the operands do not
 /// fit.
 pub(crate) fn multiply_sparse<T: Scalar, W: Source>(source: W, product: SparseProduct<'_, T>) {
-    let SparseProduct { pattern, op, x, y, .. } = &product;
+    let SparseProduct { pattern, sliced, op, x, mut y, update, scratch, policy } = product;
     assert!(source.cols() == pattern.len() && x.rows() == y.rows());
     assert!((pattern.rows(), pattern.width()) == op.order(y.cols(), x.cols()));
-    let values = Stream::new(source, product.policy.level);
-    let looked_up =
-        *op == Op::Forward && x.rows() < TILED_BATCH && product.policy.level.abilities::<T>().looks_up;
-    if let Some(tables) = pattern.tables().filter(|tables| looked_up && LookUp::<T>::fits(&values, tables)) {
-        let SparseProduct { pattern, x, y, update, policy, .. } = product;
-        let tasks = policy.tasks(pattern.len().saturating_mul(x.rows()));
-        let job = LookUp { values: &values, starts: pattern.starts(), tables, x, y, update };
-        return look_up(job, policy.level, tasks);
-    }
-    match pattern.columns() {
-        Columns::Narrow(cols) => multiply(&values, cols, product),
-        Columns::Wide(cols) => multiply(&values, cols, product),
+    let values = Stream::new(source, policy.level);
+    let by_positions = |x: Rows<'_, T>, y: RowsMut<'_, T>, scratch: &mut [T]| {
+        let product = SparseProduct { pattern, sliced: None, op, x, y, update, scratch, policy };
+        match pattern.columns() {
+            Columns::Narrow(cols) => multiply(&values, cols, product),
+            Columns::Wide(cols) => multiply(&values, cols, product),
+        }
+    };
+    match sliced.filter(|_| takes_slices(pattern, op, x.rows(), policy.level)) {
+        None => by_positions(x, y, scratch),
+        Some(sliced) => {
+            let finite = sliced.multiply(x, y.reborrow(), update, scratch, policy);
+            for b in (0..x.rows()).filter(|&b| !finite[b]) {
+                by_positions(x.batch(b..b + 1), y.reborrow().batch(b..b + 1), &mut []);
+            }
+        }
     }
 }
 
 fn multiply<T: Scalar, I: Index>(values: &dyn Values<T>, cols: &[I], product: SparseProduct<'_, T>) {
-    let SparseProduct { pattern, op, x, mut y, update, scratch, policy } = product;
+    let SparseProduct { pattern, op, x, mut y, update, scratch, policy, .. } = product;
     let (batch, inputs, outputs, starts) = (x.rows(), x.cols(), y.cols(), pattern.starts());
     let tasks = policy.tasks(pattern.len().saturating_mul(batch));
     // A batch that shorter vectors hold would leave half of the longest ones empty.
@@ -126,21 +139,11 @@ fn multiply<T: Scalar, I: Index>(values: &dyn Values<T>, cols: &[I], product: Sp
     }
 }
 
-/// The row where half of the values lie, or the last multiple of `group` before it.
-fn middle(starts: &[u32], group: usize) -> usize {
+/// The row where half of the values lie.
+fn middle(starts: &[u32]) -> usize {
     let rows = starts.len() - 1;
-    let half = starts[0] + (starts[rows] - starts[0]) / 2;
-    starts.partition_point(|&start| start < half).min(rows) / group * group
-}
-
-fn look_up<T: Scalar>(job: LookUp<'_, T>, level: Level, tasks: usize) {
-    let at = middle(job.starts, GROUP);
-    if tasks < 2 || at == 0 {
-        return T::dispatch(level, job);
-    }
-    let (left, right) = job.split(at);
-    let half = tasks / 2;
-    super::team::join(|| look_up(left, level, tasks - half), move || look_up(right, level, half));
+    let half = starts[0].midpoint(starts[rows]);
+    starts.partition_point(|&start| start < half).min(rows)
 }
 
 #[derive(Clone, Copy)]
@@ -160,7 +163,7 @@ impl<T: Scalar, I: Index> Job<'_, T, I> {
     /// The rows of `starts`, as many as `y` has columns, split where half of the values lie.
     fn forward(&self, starts: &[u32], x: Inputs<'_, T>, y: RowsMut<'_, T>, update: Update, tasks: usize) {
         let &Self { values, cols, level } = self;
-        let at = middle(starts, 1);
+        let at = middle(starts);
         if tasks < 2 || at == 0 || at == y.cols() {
             return match x {
                 Inputs::Rows(x) => T::dispatch(level, Gather { values, starts, cols, x, y, update }),

@@ -1,5 +1,6 @@
 //! Where the values of a sparse matrix stand: checked once, so that products need not.
 
+use super::sliced;
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -11,65 +12,8 @@ pub struct Pattern {
     width: usize,
     starts: Vec<u32>,
     columns: Columns,
-    counts: Option<Counts>,
-}
-
-/// Rows for which a table of inputs is made.
-pub(super) const GROUP: usize = 8;
-/// Lengths of tables, and values of a row for each, about, from which on they beat shorter ones, or single loads. About half of a vector's
-/// lanes is best: some of the rows have more.
-const TILES: [(usize, usize); 2] = [(32, 5), (64, 5)];
-
-/// How many values each row has in each tile of the inputs: group after group of rows, tile after tile, row after row, zero for rows that
-/// are missing in the last group.
-#[derive(Debug, Clone, PartialEq)]
-struct Counts {
-    /// Inputs of a tile.
-    tile: usize,
-    counts: Vec<u8>,
-    /// Values of the longest group.
-    longest: usize,
-}
-
-impl Counts {
-    /// Of checked lists; `None` where rows have too few values.
-    fn new(width: usize, starts: &[u32], cols: &[u16]) -> Option<Self> {
-        let rows = starts.len() - 1;
-        let enough = |&(tile, least): &(usize, usize)| {
-            !cols.is_empty() && cols.len() / least >= rows.saturating_mul(width.div_ceil(tile))
-        };
-        let (tile, _) = TILES.into_iter().find(enough)?;
-        let tiles = width.div_ceil(tile);
-        let mut counts = vec![0; rows.next_multiple_of(GROUP) * tiles];
-        for (i, row) in starts.windows(2).enumerate() {
-            for col in &cols[row[0] as usize..row[1] as usize] {
-                counts[(i / GROUP * tiles + usize::from(*col) / tile) * GROUP + i % GROUP] += 1;
-            }
-        }
-        let group = |first: usize| starts[rows.min(first + GROUP)] - starts[first];
-        let longest = (0..rows).step_by(GROUP).map(group).max().unwrap_or(0);
-        Some(Self { tile, counts, longest: longest as usize })
-    }
-}
-
-/// Columns of all values, and what is known of those of some rows.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Tables<'a> {
-    pub(super) cols: &'a [u16],
-    /// As many for each group of rows.
-    pub(super) counts: &'a [u8],
-    pub(super) longest: usize,
-    /// Inputs of a tile, and how many tiles there are.
-    pub(super) tile: usize,
-    pub(super) tiles: usize,
-}
-
-impl Tables<'_> {
-    /// Of the first `rows` rows, a whole number of groups, and of the others.
-    pub(super) fn split(self, rows: usize) -> (Self, Self) {
-        let (left, right) = self.counts.split_at(rows * self.tiles);
-        (Self { counts: left, ..self }, Self { counts: right, ..self })
-    }
+    /// See [`slots`](Self::slots).
+    slots: Option<usize>,
 }
 
 /// Column indices. A product at batch 1 is bound by reading, so they are as short as the width allows.
@@ -96,18 +40,14 @@ impl Pattern {
         if !fits {
             return None;
         }
-        let counts = match &columns {
-            Columns::Narrow(cols) => Counts::new(width, &starts, cols),
-            Columns::Wide(_) => None,
-        };
-        Some(Self { width, starts, columns, counts })
+        let mut pattern = Self { width, starts, columns, slots: None };
+        pattern.slots = sliced::slots(&pattern);
+        Some(pattern)
     }
 
-    /// Where rows have enough values, for products that look inputs up.
-    pub(super) fn tables(&self) -> Option<Tables<'_>> {
-        let (Columns::Narrow(cols), Some(known)) = (&self.columns, &self.counts) else { return None };
-        let &Counts { tile, ref counts, longest } = known;
-        Some(Tables { cols, counts, longest, tile, tiles: self.width.div_ceil(tile) })
+    /// Slots for values of the matrix as slices of rows, where it may take that form.
+    pub(super) fn slots(&self) -> Option<usize> {
+        self.slots
     }
 
     /// Bytes of a column index of a matrix this wide.
@@ -136,6 +76,14 @@ impl Pattern {
         &self.columns
     }
 
+    /// Column of a position.
+    pub(super) fn col(&self, position: usize) -> usize {
+        match &self.columns {
+            Columns::Narrow(cols) => usize::from(cols[position]),
+            Columns::Wide(cols) => cols[position] as usize,
+        }
+    }
+
     /// All columns, as files hold them.
     pub(crate) fn cols(&self) -> Cow<'_, [u32]> {
         match &self.columns {
@@ -146,12 +94,8 @@ impl Pattern {
 
     /// All positions, row by row.
     pub(crate) fn positions(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
-        let col = |p: usize| match &self.columns {
-            Columns::Narrow(cols) => usize::from(cols[p]),
-            Columns::Wide(cols) => cols[p] as usize,
-        };
         let range = |i: usize| -> Range<usize> { self.starts[i] as usize..self.starts[i + 1] as usize };
-        (0..self.rows()).flat_map(move |i| range(i).map(move |p| (i, col(p))))
+        (0..self.rows()).flat_map(move |i| range(i).map(move |p| (i, self.col(p))))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run};
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
-use crate::structures::expanded::{Expanded, SMALL};
+use crate::structures::expanded::{Expand, Expanded, SMALL};
 use ndarray::{Array2, Array3, ArrayRef2};
 
 /// $W = B_1 B_2^T$ with two butterflies of the same size $N = b 2^L$ ([`Butterfly`]), cut to shape: the stages of $B_2^T$ mix the bits of the
@@ -123,27 +123,6 @@ impl Kaleidoscope {
     fn of(left: Butterfly, right: Butterfly) -> Self {
         Self { left, right: right.for_transpose(), expanded: Expanded::default() }
     }
-
-    /// Stored numbers.
-    fn numbers(&self) -> usize {
-        self.left.numbers() + self.right.numbers()
-    }
-
-    /// Of a product with one of so many batch rows by the stages, as flops of dense products; nothing for small matrices.
-    fn cost(&self, batch: usize) -> u64 {
-        let ((m, n), side) = (self.shape(), 2 * self.left.block());
-        let each = match m.saturating_mul(n) {
-            ..=SMALL => 0,
-            _ if side >= 32 || (batch == 1 && side >= 16) => 2,
-            _ => 5,
-        };
-        2 * each * self.numbers() as u64
-    }
-
-    /// Whether so many batch rows are multiplied by the dense matrix.
-    fn is_expanded(&self, batch: usize) -> bool {
-        Expanded::pays(self.cost(batch), self.numbers(), self.shape())
-    }
 }
 
 /// The stages of the transpose.
@@ -161,13 +140,31 @@ fn identity(block: usize, levels: usize) -> Vec<Stage> {
     (0..levels).map(|bit| Stage { bit, blocks: blocks.clone() }).collect()
 }
 
+impl Expand for Kaleidoscope {
+    fn expanded(&self) -> &Expanded {
+        &self.expanded
+    }
+    fn numbers(&self) -> usize {
+        self.left.numbers() + self.right.numbers()
+    }
+    fn own_flops(&self) -> u64 {
+        2 * self.numbers() as u64
+    }
+    /// Nothing for small matrices.
+    fn cost(&self, _: Op, batch: usize) -> u64 {
+        let ((m, n), side) = (self.shape(), 2 * self.left.block());
+        let each = match m.saturating_mul(n) {
+            ..=SMALL => 0,
+            _ if side >= 32 || (batch == 1 && side >= 16) => 2,
+            _ => 5,
+        };
+        each * self.own_flops()
+    }
+}
+
 impl<T: Scalar> Multiply<T> for Kaleidoscope {
-    fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
-        if self.is_expanded(x.rows())
-            && let Some(dense) = self.expanded.dense::<T>(self)
-        {
-            return dense.multiply(op, x, y, update, work.policy);
-        }
+    fn multiply(&self, operands: Operands<'_, T>) {
+        let Some(Operands { op, x, y, update, work }) = self.multiply_densely(operands) else { return };
         let (last, first) = op.order(&self.left, &self.right);
         let (mut middle, mut work) = work.matrix(x.rows(), self.left.size());
         first.multiply(Operands {
@@ -199,11 +196,10 @@ impl StructuredMatrix for Kaleidoscope {
         (self.left.shape().0, self.right.shape().0)
     }
     fn flops(&self, batch: usize) -> u64 {
-        let (own, cost) = (2 * self.numbers() as u64, self.cost(batch));
-        batch as u64 * Expanded::flops(own, cost, self.numbers(), self.shape())
+        self.product_flops(batch)
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if self.is_expanded(batch) { 0 } else { batch };
+        let batch = self.own_rows(batch);
         Workspace::<f32>::matrix_len(batch, self.left.size()) + self.left.scratch_len(batch)
     }
     fn to_dense_f64(&self) -> Array2<f64> {

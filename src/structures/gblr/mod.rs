@@ -11,7 +11,7 @@ pub mod window;
 
 pub use window::CyclicWindow;
 
-use super::expanded::{Expanded, SMALL};
+use super::expanded::{Expand, Expanded, SMALL};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
 use crate::gradient::{Differentiate, gathered};
@@ -254,27 +254,6 @@ impl Gblr {
         Self::from_components((m, n), &(0..rank).map(component).collect::<Vec<_>>(), storage)
     }
 
-    /// Stored numbers.
-    fn numbers(&self) -> usize {
-        self.u.len() + self.v.len()
-    }
-
-    /// Of a product with one of so many batch rows by the windows, as flops of dense products; nothing for small matrices.
-    fn cost(&self, batch: usize) -> u64 {
-        let (m, n) = self.shape();
-        let each = match m.saturating_mul(n) {
-            ..=SMALL => 0,
-            entries if entries > CACHED && batch == 1 => 3,
-            _ => 8,
-        };
-        each * self.numbers() as u64
-    }
-
-    /// Whether so many batch rows are multiplied by the dense matrix.
-    fn is_expanded(&self, batch: usize) -> bool {
-        Expanded::pays(self.cost(batch), self.numbers(), self.shape())
-    }
-
     /// Number of components.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
@@ -330,14 +309,32 @@ fn windows(windows: &Windows) -> impl Iterator<Item = CyclicWindow> + '_ {
     starts.enumerate().map(|(k, start)| CyclicWindow { start, len: windows.places(k).len() })
 }
 
+impl Expand for Gblr {
+    fn expanded(&self) -> &Expanded {
+        &self.expanded
+    }
+    fn numbers(&self) -> usize {
+        self.u.len() + self.v.len()
+    }
+    fn own_flops(&self) -> u64 {
+        2 * self.numbers() as u64
+    }
+    /// Nothing for small matrices.
+    fn cost(&self, _: Op, batch: usize) -> u64 {
+        let (m, n) = self.shape();
+        let each = match m.saturating_mul(n) {
+            ..=SMALL => 0,
+            entries if entries > CACHED && batch == 1 => 3,
+            _ => 8,
+        };
+        each * self.numbers() as u64
+    }
+}
+
 impl<T: Scalar> Multiply<T> for Gblr {
-    fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
+    fn multiply(&self, operands: Operands<'_, T>) {
+        let Some(Operands { op, x, y, update, work }) = self.multiply_densely(operands) else { return };
         let (batch, policy) = (x.rows(), work.policy);
-        if self.is_expanded(batch)
-            && let Some(dense) = self.expanded.dense::<T>(self)
-        {
-            return dense.multiply(op, x, y, update, policy);
-        }
         let (mut z, _) = work.matrix(batch, self.len());
         let ((first, inputs), (second, outputs)) = op.order((&self.v, &self.cols), (&self.u, &self.rows));
         first.multiply_windows(WindowProduct {
@@ -396,12 +393,10 @@ impl StructuredMatrix for Gblr {
         (self.rows.width(), self.cols.width())
     }
     fn flops(&self, batch: usize) -> u64 {
-        let (own, cost) = (2 * self.numbers() as u64, self.cost(batch));
-        batch as u64 * Expanded::flops(own, cost, self.numbers(), self.shape())
+        self.product_flops(batch)
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if self.is_expanded(batch) { 0 } else { batch };
-        Workspace::<f32>::matrix_len(batch, self.len())
+        Workspace::<f32>::matrix_len(self.own_rows(batch), self.len())
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let (m, n) = self.shape();

@@ -6,12 +6,12 @@ mod flat;
 pub(crate) use fit::{Support, refit};
 use flat::FlatButterfly;
 
-use super::expanded::Expanded;
+use super::expanded::{Expand, Expanded};
 use crate::error::{Error, Result};
 use crate::gradient::{Differentiate, gathered};
 use crate::kernels::{
-    Bitmap, Level, Pattern, SparseProduct, Spectrum, SpectrumCache, bitmap_cost, sparse_cost,
-    sparse_scratch_len,
+    Level, Pattern, Sliced, SparseProduct, Spectrum, SpectrumCache, sparse_cost, sparse_scratch_len,
+    takes_slices,
 };
 use crate::linalg::{Threads, matmul_tn};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix};
@@ -27,11 +27,10 @@ use std::str::FromStr;
 ///
 /// Parameters and multiply-adds: the number of kept positions; each also takes a column index of 2 bytes (4 in files, and where there are
 /// more than 65536 inputs), and each row a pointer. Values may have any storage; groups of an integer storage run along the stream of values.
-/// Where more than a fifth to a third of the positions is kept (a fifteenth to a ninth where the dense matrix stays in a core's cache), by batch and
-/// instruction set, the dense product takes less time: then the dense matrix is made on the first product and multiplied. A product of one row
-/// with a larger matrix of which more than a sixth to a quarter is kept, on AVX-512, takes the values in the order of a bitmap instead, made on the first one: that
-/// reads `nnz` numbers and a bit for each position. In the dense form alone an infinite or NaN input makes outputs NaN even of rows that do not keep its
-/// column.
+/// On AVX-512 a product of up to three rows takes the values as slices of rows, made on the first one: five bytes for each value, and for each place where
+/// a row waits for its slice (a half of the values at 5 %, a tenth from 20 % on). Where more than half of the positions (three quarters of a large matrix) are kept at batch 1, a fifth to a third in
+/// batches, by size and instruction set, the dense product takes less time: then the dense matrix is made on the first product and multiplied. In the
+/// dense form alone an infinite or NaN input makes outputs NaN even of rows that do not keep its column.
 ///
 /// Projection: the entries of largest magnitude, which is optimal; so it is for a diagonal $C$ with the scores
 /// $W_{ij}^2 C_{jj}$. For any other $C$ the one of these two supports that loses less with the entries of $W$ is kept, and its values are refitted,
@@ -56,8 +55,8 @@ pub struct Sparse {
     values: Factor,
     pattern: Pattern,
     expanded: Expanded,
-    /// Bits and values, for products of one row: made on the first one that takes less time with them.
-    bitmap: SpectrumCache,
+    /// Slices of rows, for products of small batches: made on the first one that takes less time with them.
+    sliced: SpectrumCache,
 }
 
 /// Which positions may be kept together.
@@ -150,32 +149,18 @@ impl Sparse {
     }
 
     fn of(values: Factor, pattern: Pattern) -> Self {
-        Self { values, pattern, expanded: Expanded::default(), bitmap: SpectrumCache::default() }
+        Self { values, pattern, expanded: Expanded::default(), sliced: SpectrumCache::default() }
     }
 
-    /// Stored numbers.
-    fn numbers(&self) -> usize {
-        self.nnz()
-    }
-
-    /// Of a product with one of so many batch rows by the kept positions, as flops of dense products.
-    pub(crate) fn cost<T: Scalar>(&self, op: Op, batch: usize) -> u64 {
-        let one_row = op == Op::Forward && batch == 1;
-        let spread = if one_row { bitmap_cost::<T>(&self.pattern, Level::detected()) } else { None };
-        2 * spread.unwrap_or_else(|| sparse_cost::<T>(&self.pattern, batch))
-    }
-
-    /// Whether so many batch rows are multiplied by the dense matrix.
-    fn is_expanded<T: Scalar>(&self, op: Op, batch: usize) -> bool {
-        Expanded::pays(self.cost::<T>(op, batch), self.numbers(), self.shape())
-    }
-
-    /// The matrix as bits and values, where a product of so many batch rows takes less time with it.
-    fn bitmap<T: Scalar>(&self, op: Op, batch: usize, level: Level) -> Option<&Bitmap<T>> {
-        let pays = op == Op::Forward && batch == 1 && bitmap_cost::<T>(&self.pattern, level).is_some();
+    /// The matrix as slices of rows, where a product of so many batch rows takes less time with them.
+    fn sliced<T: Scalar>(&self, op: Op, batch: usize, level: Level) -> Option<&Sliced<T>> {
         let value = |p| T::narrow(self.values.get(0, 0, p));
-        let make = || Spectrum { bitmap: Some(Bitmap::new(&self.pattern, value)), ..Default::default() };
-        if pays { self.bitmap.get::<T>(make).bitmap.as_ref() } else { None }
+        let make = || Spectrum { sliced: Sliced::new(&self.pattern, value), ..Default::default() };
+        if takes_slices(&self.pattern, op, batch, level) {
+            self.sliced.get::<T>(make).sliced.as_ref()
+        } else {
+            None
+        }
     }
 
     /// Number of kept positions.
@@ -189,19 +174,28 @@ impl Sparse {
     }
 }
 
+impl Expand for Sparse {
+    fn expanded(&self) -> &Expanded {
+        &self.expanded
+    }
+    fn numbers(&self) -> usize {
+        self.nnz()
+    }
+    fn own_flops(&self) -> u64 {
+        2 * self.nnz() as u64
+    }
+    fn cost(&self, op: Op, batch: usize) -> u64 {
+        2 * sparse_cost(&self.pattern, op, batch)
+    }
+}
+
 impl<T: Scalar> Multiply<T> for Sparse {
-    fn multiply(&self, Operands { op, x, mut y, update, work }: Operands<'_, T>) {
-        if self.is_expanded::<T>(op, x.rows())
-            && let Some(dense) = self.expanded.dense::<T>(self)
-        {
-            return dense.multiply(op, x, y, update, work.policy);
-        }
-        if let Some(bitmap) = self.bitmap::<T>(op, x.rows(), work.policy.level) {
-            return T::spread(bitmap, x.row(0), y.row(0), update, work.policy);
-        }
+    fn multiply(&self, operands: Operands<'_, T>) {
+        let Some(Operands { op, x, y, update, work }) = self.multiply_densely(operands) else { return };
+        let sliced = self.sliced::<T>(op, x.rows(), work.policy.level);
         let (pattern, policy) = (&self.pattern, work.policy);
         let (scratch, _) = work.slice(sparse_scratch_len(x.rows(), pattern.rows(), pattern.width()));
-        self.values.multiply_sparse(SparseProduct { pattern, op, x, y, update, scratch, policy });
+        self.values.multiply_sparse(SparseProduct { pattern, sliced, op, x, y, update, scratch, policy });
     }
 }
 
@@ -232,12 +226,10 @@ impl StructuredMatrix for Sparse {
         (self.pattern.rows(), self.pattern.width())
     }
     fn flops(&self, batch: usize) -> u64 {
-        let (own, cost) = (2 * self.nnz() as u64, self.cost::<f32>(Op::Forward, batch));
-        batch as u64 * Expanded::flops(own, cost, self.numbers(), self.shape())
+        self.product_flops(batch)
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if self.is_expanded::<f32>(Op::Forward, batch) { 0 } else { batch };
-        let len = sparse_scratch_len(batch, self.pattern.rows(), self.pattern.width());
+        let len = sparse_scratch_len(self.own_rows(batch), self.pattern.rows(), self.pattern.width());
         crate::exec::Workspace::<f32>::slice_len(len)
     }
     fn to_dense_f64(&self) -> Array2<f64> {

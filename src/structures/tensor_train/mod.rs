@@ -4,7 +4,7 @@ mod fit;
 
 pub(crate) use fit::{Modes, Train, balanced};
 
-use super::expanded::Expanded;
+use super::expanded::{Expand, Expanded};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
 use crate::gradient::{Differentiate, padded};
@@ -132,20 +132,6 @@ impl TensorTrain {
         (0..self.cores.len()).map(of).max().unwrap_or(0)
     }
 
-    /// Stored numbers.
-    fn numbers(&self) -> usize {
-        self.cores.iter().map(Factor::len).sum()
-    }
-
-    /// Of a product with one vector by the cores.
-    fn own_flops(&self) -> u64 {
-        let of = |k: usize| {
-            let (i, j) = self.sides(k);
-            i as u64 * j as u64 * self.cores[k].len() as u64
-        };
-        2 * (0..self.cores.len()).map(of).sum::<u64>()
-    }
-
     fn from_train(train: &Train, shape: (usize, usize), storage: Storage) -> Self {
         let cores = train.cores.iter().enumerate().map(|(k, core)| {
             let (m, n, after) = (train.modes.rows[k], train.modes.cols[k], core.ncols());
@@ -200,13 +186,25 @@ pub(crate) fn store<T: Scalar>(from: &[T], cols: usize, mut y: RowsMut<'_, T>, u
     }
 }
 
+impl Expand for TensorTrain {
+    fn expanded(&self) -> &Expanded {
+        &self.expanded
+    }
+    fn numbers(&self) -> usize {
+        self.cores.iter().map(Factor::len).sum()
+    }
+    fn own_flops(&self) -> u64 {
+        let of = |k: usize| {
+            let (i, j) = self.sides(k);
+            i as u64 * j as u64 * self.cores[k].len() as u64
+        };
+        2 * (0..self.cores.len()).map(of).sum::<u64>()
+    }
+}
+
 impl<T: Scalar> Multiply<T> for TensorTrain {
-    fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
-        if Expanded::pays(self.own_flops(), self.numbers(), self.shape)
-            && let Some(dense) = self.expanded.dense::<T>(self)
-        {
-            return dense.multiply(op, x, y, update, work.policy);
-        }
+    fn multiply(&self, operands: Operands<'_, T>) {
+        let Some(Operands { op, x, y, update, work }) = self.multiply_densely(operands) else { return };
         let (batch, policy, d) = (x.rows(), work.policy, self.cores.len());
         let (outputs, inputs) = op.order(self.modes.padded().0, self.modes.padded().1);
         let len = batch * self.widest();
@@ -275,12 +273,10 @@ impl StructuredMatrix for TensorTrain {
         self.shape
     }
     fn flops(&self, batch: usize) -> u64 {
-        let own = self.own_flops();
-        batch as u64 * Expanded::flops(own, own, self.numbers(), self.shape)
+        self.product_flops(batch)
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let batch = if Expanded::pays(self.own_flops(), self.numbers(), self.shape) { 0 } else { batch };
-        2 * Workspace::<f32>::slice_len(batch * self.widest())
+        2 * Workspace::<f32>::slice_len(self.own_rows(batch) * self.widest())
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let (mut dense, d) = (Array2::<f64>::eye(1), self.cores.len());
