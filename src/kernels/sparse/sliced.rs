@@ -9,7 +9,7 @@ use super::TILED_BATCH;
 use super::pattern::Pattern;
 use crate::exec::Policy;
 use crate::kernels::aligned::AlignedVec;
-use crate::kernels::level::Kernel;
+use crate::kernels::level::{Kernel, Level};
 use crate::kernels::simd::{Simd, prefetch};
 use crate::kernels::team;
 use crate::kernels::view::{Rows, RowsMut};
@@ -33,6 +33,8 @@ const SLOTS: usize = VECTORS * SLICE;
 const DENSE: usize = 14;
 /// Slots for each value at most: an all but empty pattern is mostly padding.
 const MOST_SLOTS: usize = 8;
+/// Inputs of which each thread makes a copy of its own, at most: they lie on its stack.
+const APART: usize = 4096 + WINDOW;
 /// How far ahead of their use values are fetched in matrices of two windows a block, in bytes. The processor foresees the faster stream of the others
 /// by itself, and asking for it takes a quarter longer.
 const AHEAD: usize = 8192;
@@ -170,7 +172,7 @@ impl<T: Scalar> Sliced<T> {
         let finite = T::dispatch(policy.level, Copy { x, to });
         let tasks = policy.tasks(self.values.len().saturating_mul(x.rows()));
         let slices = 0..self.starts.len() - 1;
-        Product { sliced: self, slices, x: to, finite, y, update }.share(tasks, policy.level);
+        Product { sliced: self, slices, x, copy: to, finite, y, update }.share(tasks, policy.level);
         finite
     }
 }
@@ -209,8 +211,9 @@ impl<T: Scalar> Kernel<T> for Copy<'_, T> {
 struct Product<'a, T> {
     sliced: &'a Sliced<T>,
     slices: Range<usize>,
-    /// What [`Copy`] wrote, and which rows of it are multiplied.
-    x: &'a [T],
+    x: Rows<'a, T>,
+    /// What [`Copy`] made of them, and which rows of it are multiplied.
+    copy: &'a [T],
     finite: [bool; TILED_BATCH],
     y: RowsMut<'a, T>,
     update: Update,
@@ -218,22 +221,37 @@ struct Product<'a, T> {
 
 impl<T: Scalar> Product<'_, T> {
     /// Splits it between rows that are not sorted together, nearest to where half of the blocks lie.
-    fn share(self, tasks: usize, level: crate::kernels::Level) {
-        let Self { sliced, slices, x, finite, y, update } = self;
+    fn share(self, tasks: usize, level: Level) {
+        let Self { sliced, slices, x, copy, finite, y, update } = self;
         let starts = &sliced.starts[slices.start..=slices.end];
         let half = starts[0].midpoint(starts[slices.len()]);
         let (at, group) = (starts.partition_point(|&start| start < half), SORTED / SLICE);
         let at = (at + group / 2) / group * group;
         if tasks < 2 || at == 0 || at >= slices.len() {
-            return T::dispatch(level, Product { sliced, slices, x, finite, y, update });
+            return T::dispatch(level, Product { sliced, slices, x, copy, finite, y, update });
         }
         let (middle, tasks_right) = (slices.start + at, tasks / 2);
         let (top, bottom) = y.split_columns(at * SLICE);
-        let left = Product { sliced, slices: slices.start..middle, x, finite, y: top, update };
-        let right = Product { sliced, slices: middle..slices.end, x, finite, y: bottom, update };
-        team::join(|| left.share(tasks - tasks_right, level), move || right.share(tasks_right, level));
+        let left = Product { sliced, slices: slices.start..middle, x, copy, finite, y: top, update };
+        let right = Product { sliced, slices: middle..slices.end, x, copy, finite, y: bottom, update };
+        team::join(|| left.share(tasks - tasks_right, level), move || right.apart(tasks_right, level));
+    }
+
+    /// On another thread, which has its own copy of the inputs: fetching what a core has just written takes longer than copying them once more.
+    fn apart(self, tasks: usize, level: Level) {
+        let len = self.x.rows() * input_len(self.x.cols());
+        if len > APART {
+            return self.share(tasks, level);
+        }
+        let mut room = Room([T::default(); APART]);
+        T::dispatch(level, Copy { x: self.x, to: &mut room.0[..len] });
+        Product { copy: &room.0[..len], ..self }.share(tasks, level);
     }
 }
+
+/// Memory for a copy of the inputs.
+#[repr(align(64))]
+struct Room<T>([T; APART]);
 
 impl<T: Scalar> Kernel<T> for Product<'_, T> {
     type Output = ();
@@ -247,17 +265,17 @@ impl<T: Scalar> Product<'_, T> {
     /// With blocks of `W` windows.
     #[inline(always)]
     fn slices<S: Simd<T>, const W: usize>(self, simd: S) {
-        let Self { sliced, slices, x, finite, mut y, update } = self;
+        let Self { sliced, slices, copy, finite, mut y, update, .. } = self;
         let Sliced { width, starts, order, from, codes, values, .. } = sliced;
         let (len, blocks) = (input_len(*width), codes.len() / SLICE);
-        assert!(SLICE.is_multiple_of(S::LANES) && x.len() >= y.rows() * len);
+        assert!(SLICE.is_multiple_of(S::LANES) && copy.len() >= y.rows() * len);
         assert!(values.len() == blocks * SLOTS && from.len() == blocks * W && starts[slices.end] <= blocks);
         let first = slices.start * SLICE;
         for slice in slices {
             let rows = &order[slice * SLICE..order.len().min((slice + 1) * SLICE)];
             let offset = slice * SLICE / SORTED * SORTED - first;
             for b in (0..y.rows()).filter(|&b| finite[b]) {
-                let x = x[b * len..].as_ptr();
+                let x = copy[b * len..].as_ptr();
                 let mut outputs = [T::default(); SLICE];
                 for lane in (0..SLICE).step_by(S::LANES) {
                     let mut sums = [simd.zero(); VECTORS];
@@ -301,7 +319,7 @@ mod tests {
     use super::super::{SparseProduct, multiply_sparse, sparse_scratch_len};
     use super::*;
     use crate::exec::Parallelism;
-    use crate::kernels::{Level, source};
+    use crate::kernels::source;
     use crate::matrix::Op;
 
     /// Small integers: every sum is exact, in any order.
