@@ -102,7 +102,7 @@ pub(super) fn slots(pattern: &Pattern) -> Option<usize> {
 
 /// Numbers of an input as products read it: zeros follow, so that every window is whole.
 pub(super) fn input_len(width: usize) -> usize {
-    width.saturating_add(WINDOW).next_multiple_of(ALIGN)
+    width.saturating_add(WINDOW) / ALIGN * ALIGN
 }
 
 /// A sparse matrix as slices of rows.
