@@ -29,7 +29,7 @@ use std::str::FromStr;
 /// more than 65536 inputs), and each row a pointer. Values may have any storage; groups of an integer storage run along the stream of values.
 /// On AVX-512 a product of up to three rows takes the values as slices of rows, made on the first one: five bytes for each value, and for each place where
 /// a row waits for its slice (a half of the values at 5 %, a tenth from 20 % on). Where more than half of the positions (three quarters of a large matrix) are kept at batch 1, a fifth to a third in
-/// batches, by size and instruction set, the dense product takes less time: then the dense matrix is made on the first product and multiplied. In the
+/// batches, by size and instruction set and as measured in `f32`, the dense product takes less time: then the dense matrix is made on the first product and multiplied. In the
 /// dense form alone an infinite or NaN input makes outputs NaN even of rows that do not keep its column.
 ///
 /// Projection: the entries of largest magnitude, which is optimal; so it is for a diagonal $C$ with the scores
