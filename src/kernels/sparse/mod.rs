@@ -41,7 +41,7 @@ pub(crate) fn sparse_scratch_len(batch: usize, out: usize, inp: usize) -> usize 
 pub(crate) fn sparse_cost(pattern: &Pattern, op: Op, batch: usize) -> u64 {
     let (len, positions) = (pattern.len() as u64, pattern.rows().saturating_mul(pattern.width()));
     match (pattern.slots().filter(|_| !gathers(op, batch)), batch) {
-        // Two cycles for a vector of slots, or reading five bytes for each beside the four of a dense matrix, which a few rows read together.
+        // Twice a dense vector for a vector of slots in the caches, or five bytes for each beside four from memory; a few rows read a dense matrix once.
         (Some(slots), _) => {
             let quarters = if positions <= SHARED { 8 } else { 5 };
             quarters * slots as u64 / 4 * if batch > 1 { 2 } else { 1 }
