@@ -1,5 +1,7 @@
 //! Memory that starts on a cache line.
 
+#[cfg(target_os = "linux")]
+use super::pages::{LARGE, SMALL, Share};
 use bytemuck::{Pod, Zeroable};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -9,14 +11,12 @@ use std::ops::{Deref, DerefMut};
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// Bytes of a large page of the processors that most machines have. A stream over large pages waits for a few hundred times fewer translations of
-/// addresses.
-#[cfg(target_os = "linux")]
-const LARGE: usize = 2 << 20;
-
 /// Zeroed memory that starts on a cache line, and is a multiple of one.
 enum Memory {
     Heap(Vec<Line>),
+    /// On a large page with others.
+    #[cfg(target_os = "linux")]
+    Shared(Share),
     /// On pages of its own, large ones where the machine has them.
     #[cfg(target_os = "linux")]
     Pages(memmap2::MmapMut),
@@ -25,16 +25,29 @@ enum Memory {
 impl Memory {
     fn zeroed(lines: usize) -> Self {
         #[cfg(target_os = "linux")]
-        if let Some(pages) = lines.checked_mul(size_of::<Line>()).and_then(large_pages) {
-            return Self::Pages(pages);
+        if let Some(memory) = lines.checked_mul(size_of::<Line>()).and_then(Self::on_large_pages) {
+            return memory;
         }
         Self::Heap(vec![Line::zeroed(); lines])
+    }
+
+    /// At least so many bytes, where they are worth a large page or a part of one and the system grants it.
+    #[cfg(target_os = "linux")]
+    fn on_large_pages(bytes: usize) -> Option<Self> {
+        // In tests of the kernels small vectors lie by themselves, so that tools see what reads beyond them.
+        match bytes {
+            LARGE.. => pages(bytes).map(Self::Pages),
+            SMALL.. if !cfg!(test) => Share::zeroed(bytes).map(Self::Shared),
+            _ => None,
+        }
     }
 
     #[inline]
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Heap(lines) => bytemuck::cast_slice(lines),
+            #[cfg(target_os = "linux")]
+            Self::Shared(share) => share.bytes(),
             #[cfg(target_os = "linux")]
             Self::Pages(pages) => pages,
         }
@@ -45,27 +58,24 @@ impl Memory {
         match self {
             Self::Heap(lines) => bytemuck::cast_slice_mut(lines),
             #[cfg(target_os = "linux")]
+            Self::Shared(share) => share.bytes_mut(),
+            #[cfg(target_os = "linux")]
             Self::Pages(pages) => pages,
         }
     }
 }
 
-/// At least so many bytes, where that is worth a large page and the system grants it. What does not fill a large page lies on small ones, which
-/// take no memory before they are used.
+/// At least so many bytes. A rest of less than half a large page lies on small ones, which take no memory before they are used.
 #[cfg(target_os = "linux")]
-fn large_pages(bytes: usize) -> Option<memmap2::MmapMut> {
-    let whole = bytes / LARGE * LARGE;
-    if whole == 0 {
-        return None;
-    }
+fn pages(bytes: usize) -> Option<memmap2::MmapMut> {
     // Mappings of whole pages begin at one.
     let pages = memmap2::MmapMut::map_anon(bytes.checked_next_multiple_of(LARGE)?).ok()?;
-    pages.advise_range(memmap2::Advice::HugePage, 0, whole).ok()?;
+    pages.advise_range(memmap2::Advice::HugePage, 0, (bytes + LARGE / 2) / LARGE * LARGE).ok()?;
     Some(pages)
 }
 
-/// A fixed-length vector of plain numbers that starts at a 64-byte boundary and is padded with zeros to one. Long ones lie on large pages where
-/// the system has them (Linux).
+/// A fixed-length vector of plain numbers that starts at a 64-byte boundary and is padded with zeros to one. Those of 4 KiB or more lie on large
+/// pages where the system has them (Linux), short ones together.
 pub struct AlignedVec<T> {
     memory: Memory,
     len: usize,

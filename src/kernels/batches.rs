@@ -404,6 +404,7 @@ impl<T> Copy for Numbers<T> {}
 
 impl<N: Scalar> Stored for Numbers<N> {
     const SCALED: bool = false;
+    const BYTES: usize = size_of::<N>();
     #[inline(always)]
     unsafe fn codes<T: Scalar, S: Simd<T>>(&self, simd: S, at: usize) -> S::V {
         // SAFETY: the caller's; `Run` computes with the type of these numbers.

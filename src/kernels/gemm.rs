@@ -17,7 +17,7 @@ use std::ops::Range;
 const PACKED_BATCH: usize = 4;
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// Outputs per thread are a multiple of this (and of [`GROUP`]), so that no thread shares a cache line or a group.
 const SPLIT: usize = 32;

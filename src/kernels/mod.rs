@@ -13,6 +13,8 @@ mod level;
 mod mix;
 mod narrow;
 mod packing;
+#[cfg(target_os = "linux")]
+mod pages;
 mod panels;
 
 pub mod roofline;

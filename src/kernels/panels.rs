@@ -4,9 +4,9 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::batches::Aligned;
-use super::gemm::{Io, Job, PanelMap};
+use super::gemm::{Io, Job, LINE, PanelMap};
 use super::packing::{Lanes, PANEL, Packing};
-use super::simd::{Simd, prefetch, sums, vectors};
+use super::simd::{Simd, prefetch, prefetch_near, sums, vectors};
 use super::source::{Source, Stored};
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
@@ -84,9 +84,10 @@ pub(super) unsafe fn tile<
                 ($u:expr) => {{
                     let at = w.at + (k + $u) * w.width;
                     if FAR {
-                        prefetch(w.source.stream_address(at).wrapping_add(far));
-                        if V * S::LANES * size_of::<T>() > 64 && !W::SCALED {
-                            prefetch(w.source.stream_address(at).wrapping_add(far + 64));
+                        for line in (0..V * S::LANES * W::BYTES).step_by(LINE) {
+                            let address = w.source.stream_address(at).wrapping_add(far + line);
+                            // Narrow numbers into the nearest cache: a loop that decodes waits for the second one.
+                            if W::BYTES < 4 { prefetch_near(address) } else { prefetch(address) }
                         }
                     }
                     let ws: [S::V; V] = vectors(simd, |v| w.source.codes(simd, at + v * S::LANES));

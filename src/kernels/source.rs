@@ -10,6 +10,8 @@ use std::any::TypeId;
 pub(crate) trait Stored: Copy {
     /// Whether numbers are codes times scales.
     const SCALED: bool;
+    /// Bytes of a stored number; 1 where two share one.
+    const BYTES: usize;
 
     /// `LANES` stored numbers from number `at` on, without their scales, wherever rows begin. Panels of packed sources are read so.
     ///
@@ -106,6 +108,7 @@ macro_rules! plain {
 
         impl Stored for $name<'_> {
             const SCALED: bool = false;
+            const BYTES: usize = size_of::<$t>();
             #[inline(always)]
             unsafe fn codes<T: Scalar, S: Simd<T>>(&self, simd: S, at: usize) -> S::V {
                 debug_assert!(at + S::LANES <= self.data.len());
@@ -204,6 +207,7 @@ macro_rules! grouped {
 
         impl Stored for $name<'_> {
             const SCALED: bool = true;
+            const BYTES: usize = size_of::<$t>();
             #[inline(always)]
             unsafe fn codes<T: Scalar, S: Simd<T>>(&self, simd: S, at: usize) -> S::V {
                 debug_assert!($row_len(at + S::LANES) <= self.codes.len());
