@@ -36,7 +36,7 @@ impl Memory {
     fn on_large_pages(bytes: usize) -> Option<Self> {
         // In tests of the kernels small vectors lie by themselves, so that tools see what reads beyond them.
         match bytes {
-            LARGE.. => pages(bytes).map(Self::Pages),
+            LARGE.. => own_pages(bytes).map(Self::Pages),
             SMALL.. if !cfg!(test) => Share::zeroed(bytes).map(Self::Shared),
             _ => None,
         }
@@ -67,7 +67,7 @@ impl Memory {
 
 /// At least so many bytes. A rest of less than half a large page lies on small ones, which take no memory before they are used.
 #[cfg(target_os = "linux")]
-fn pages(bytes: usize) -> Option<memmap2::MmapMut> {
+fn own_pages(bytes: usize) -> Option<memmap2::MmapMut> {
     // Mappings of whole pages begin at one.
     let pages = memmap2::MmapMut::map_anon(bytes.checked_next_multiple_of(LARGE)?).ok()?;
     pages.advise_range(memmap2::Advice::HugePage, 0, (bytes + LARGE / 2) / LARGE * LARGE).ok()?;
@@ -75,7 +75,7 @@ fn pages(bytes: usize) -> Option<memmap2::MmapMut> {
 }
 
 /// A fixed-length vector of plain numbers that starts at a 64-byte boundary and is padded with zeros to one. Those of 4 KiB or more lie on large
-/// pages where the system has them (Linux), short ones together.
+/// pages of 2 MiB where the system has them (Linux): long ones on their own, shorter ones together on one, which is taken with the first of them.
 pub struct AlignedVec<T> {
     memory: Memory,
     len: usize,

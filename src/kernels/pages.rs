@@ -1,7 +1,7 @@
 //! Large pages that several vectors share.
 //!
-//! A stream from memory waits for the translation of each small page's address: weights that do not fill a large page take up to twice as long
-//! where each lies by itself on small ones.
+//! A stream from memory waits for the translation of each small page's address: products with weights that do not fill a large page take
+//! up to a third longer where each lies by itself on small ones.
 
 use memmap2::{Advice, MmapMut, MmapRaw};
 use std::ops::Range;
@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// addresses.
 pub(super) const LARGE: usize = 2 << 20;
 
-/// Bytes of a small page: what is smaller stays on one.
+/// Bytes of a small page: what is smaller needs few translations anyway.
 pub(super) const SMALL: usize = 4096;
 
 /// All pages that are shared. Of those without a vector one is kept, so that matrices that are made and dropped in turn find it.
@@ -79,7 +79,7 @@ impl Page {
     }
 }
 
-/// Some bytes of a large page, from a multiple of their alignment on.
+/// Some bytes of a large page. They start on a cache line as long as all shares are whole lines.
 pub(super) struct Share {
     start: NonNull<u8>,
     bytes: usize,
