@@ -6,7 +6,7 @@ use super::packing::Packing;
 use super::simd::Simd;
 use super::source::Source;
 use super::view::{Rows, RowsMut};
-use super::{narrow, panels, small};
+use super::{digits, narrow, panels, small};
 use crate::exec::Policy;
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
@@ -131,6 +131,8 @@ pub(super) struct Job<'a, T, W> {
     pub(super) blocks: Range<usize>,
     /// Rows (forward) or columns (transposed) of each block to produce.
     pub(super) outputs: Range<usize>,
+    /// Whether codes are multiplied as integers.
+    pub(super) in_digits: bool,
 }
 
 impl<'a, T, W> std::ops::Deref for Job<'a, T, W> {
@@ -183,7 +185,7 @@ pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_
         // Panels are used whole.
         assert!(packing.rows == map.rows && packing.cols == map.cols && first.is_multiple_of(map.rows));
     }
-    let job = Job {
+    let mut job = Job {
         source,
         first,
         first_block: if packing.is_some() { first / map.rows } else { 0 },
@@ -191,7 +193,9 @@ pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_
         io,
         blocks: 0..map.blocks,
         outputs: 0..op.order(map.rows, map.cols).0,
+        in_digits: false,
     };
+    job.in_digits = digits::serves(&job, policy.level);
     split(&job, policy.tasks(work), policy);
 }
 
@@ -199,6 +203,7 @@ pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_
 fn split<T: Scalar, W: Source>(job: &Job<'_, T, W>, tasks: usize, policy: Policy) {
     let halves = if tasks < 2 { None } else { halves(job) };
     match halves {
+        None if job.in_digits => digits::multiply(job),
         None if job.x.rows() < PACKED_BATCH => T::dispatch(policy.level, job),
         None => in_batches(job, policy.level),
         Some((left, right)) => {

@@ -12,7 +12,7 @@ pub enum Level {
     Portable,
     /// x86-64 with AVX2, POPCNT, FMA and F16C.
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    /// x86-64 with AVX-512 F, BW, DQ and VL; with VNNI and VBMI for products with integer codes, where the machine has those, too.
     Avx512,
 }
 

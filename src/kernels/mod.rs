@@ -5,6 +5,17 @@
 
 mod aligned;
 mod batches;
+#[cfg(target_arch = "x86_64")]
+mod digits;
+/// Other machines have no level that multiplies bytes.
+#[cfg(not(target_arch = "x86_64"))]
+mod digits {
+    use super::gemm::Job;
+    pub(super) fn serves<T, W>(_: &Job<'_, T, W>, _: super::Level) -> bool {
+        false
+    }
+    pub(super) fn multiply<T, W>(_: &Job<'_, T, W>) {}
+}
 mod fft;
 mod file_map;
 mod gemm;

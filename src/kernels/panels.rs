@@ -13,7 +13,7 @@ use crate::scalar::Scalar;
 use crate::storage::GROUP;
 
 /// How far ahead of its use a stream of weights from memory is fetched, in bytes.
-const AHEAD: usize = 4096;
+pub(super) const AHEAD: usize = 4096;
 
 /// Weights from which on they are taken to come from memory: fetching ahead gains a quarter there, and costs a sixth in the caches. Numbers that
 /// are decoded lose less by it: half as many suffice.
@@ -29,7 +29,7 @@ const GATHERED: usize = 1024;
 const MOST: usize = 3;
 
 /// Steps whose inputs are copied at a time.
-const COPIED: usize = 512;
+pub(super) const COPIED: usize = 512;
 
 /// Some weights of a panel: `len` steps from number `at` on, `width` numbers apart, with scales from `scale` on, those of the next group of steps
 /// `scale_width` further.
@@ -412,7 +412,7 @@ unsafe fn panel<
 /// # Safety
 /// They are features of `x`, and `to` has room for `COPIED` numbers and a vector.
 #[inline(always)]
-unsafe fn gather_rows<T: Scalar, S: Simd<T>>(
+pub(super) unsafe fn gather_rows<T: Scalar, S: Simd<T>>(
     simd: S,
     map: PanelMap,
     block: usize,

@@ -52,6 +52,11 @@ pub(crate) trait Source: Stored + Send + Sync {
     /// The numbers as they lie in memory, where that is how they are computed with.
     fn plain<T: Scalar>(&self) -> Option<*const T>;
 
+    /// The codes and scales, where there are some.
+    fn coded(&self) -> Option<Coded<'_>> {
+        None
+    }
+
     /// Where the number at `(row, col)` lies, as a hint for the caches: any position is allowed.
     fn address(&self, row: usize, col: usize) -> *const u8;
 
@@ -70,6 +75,15 @@ pub(crate) trait Source: Stored + Send + Sync {
         // SAFETY: no vector has more than MAX_LANES lanes.
         unsafe { simd.load(tail.as_ptr()) }
     }
+}
+
+/// Integer codes as they lie in memory, and their scales.
+#[derive(Clone, Copy)]
+pub(crate) struct Coded<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) scales: &'a [bf16],
+    /// Two codes share a byte.
+    pub(super) paired: bool,
 }
 
 /// Lanes of the widest vector.
@@ -259,6 +273,11 @@ macro_rules! grouped {
             #[inline(always)]
             fn plain<T: Scalar>(&self) -> Option<*const T> {
                 None
+            }
+            #[inline(always)]
+            fn coded(&self) -> Option<Coded<'_>> {
+                let paired = $row_len(2) == 1;
+                Some(Coded { bytes: bytemuck::cast_slice(self.codes), scales: self.scales, paired })
             }
             #[inline(always)]
             fn address(&self, row: usize, col: usize) -> *const u8 {

@@ -5,12 +5,16 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
 pub use portable::Portable;
+#[cfg(target_arch = "x86_64")]
+pub(super) use vnni::Vnni;
 
 /// On other machines the x86 levels exist by name only and are never entered.
 #[cfg(not(target_arch = "x86_64"))]
