@@ -430,3 +430,30 @@ fn sizes_on_both_sides_of_every_choice_of_transform_equal_the_dense_formula() {
         }
     }
 }
+
+/// One row of a large grid: threads share its outputs.
+#[test]
+fn threads_change_no_bit_of_a_block_circulant_product() {
+    for (shape, block) in [((4000, 4096), 256), ((6000, 4200), 300), ((2048, 8192), 512)] {
+        let request = Request::new().with("block", block);
+        let w = family("block_circulant").unwrap().random(shape, &request, Storage::F32, 3).unwrap();
+        for transposed in [false, true] {
+            let (outputs, inputs) = if transposed { (shape.1, shape.0) } else { shape };
+            let x = gaussian(1, inputs, 4).mapv(|v| v as f32);
+            let product = |threads: usize, update: Update| {
+                let (mut y, mut exec) = (Array2::from_elem((1, outputs), 0.5f32), Exec::threads(threads));
+                match transposed {
+                    false => w.apply_into(&x, &mut y, update, &mut exec).unwrap(),
+                    true => w.apply_transpose_into(&x, &mut y, update, &mut exec).unwrap(),
+                }
+                y.mapv(f32::to_bits)
+            };
+            for update in [Update::Overwrite, Update::Accumulate] {
+                let one = product(1, update);
+                for threads in [2, 3, 5] {
+                    assert_eq!(one, product(threads, update), "{shape:?} {block} {transposed} {threads}");
+                }
+            }
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use super::expanded::{Expand, Expanded, GATHERED};
 use super::spectral::{for_rows, scratch_len, spectra, transform_flops};
 use crate::error::{Error, Result};
-use crate::exec::{Parallelism, Policy, SCRATCH_ALIGN, Workspace};
+use crate::exec::{SCRATCH_ALIGN, Workspace};
 use crate::gradient::Differentiate;
 use crate::kernels::{
     Cosine, Pattern, RealFft, Sliced, SparseProduct, SparseSpectrum, Spectrum, SpectrumCache, Transform,
@@ -311,7 +311,6 @@ impl<T: Scalar> Multiply<T> for Fourier {
         let ((to, to_turns), (from, from_turns)) = op.order(&sides[0], &sides[1]);
         let (batch, policy, (outputs, inputs)) = (x.rows(), work.policy, op.order(m, n));
         let level = policy.level;
-        let by_one = Policy { level, parallelism: Parallelism::Seq };
         let (mut before, work) = work.matrix(batch, spectrum_len(inputs));
         let (mut after, work) = work.matrix(batch, spectrum_len(outputs));
         let (scratch, mut work) = work.slice(sparse_scratch_len(batch, spectrum_len(m), spectrum_len(n)));
@@ -323,7 +322,7 @@ impl<T: Scalar> Multiply<T> for Fourier {
             fold(x, row);
             let (spectrum, scratch) = scratch.split_at_mut(z.len());
             from.forward(level, row, 1, spectrum, scratch);
-            turns.multiply(by_one, Op::Forward, 1, spectrum, z);
+            turns.multiply(level, Op::Forward, 1, 0..1, spectrum, z);
             from.gather_odd(z);
         });
         let (x, y_planes) = (before.as_rows(), after.reborrow());
@@ -345,7 +344,7 @@ impl<T: Scalar> Multiply<T> for Fourier {
             let (turned, scratch) = scratch.split_at_mut(z.len());
             spectrum.copy_from_slice(z);
             to.spread_odd(spectrum);
-            turns.multiply(by_one, Op::Transpose, 1, spectrum, turned);
+            turns.multiply(level, Op::Transpose, 1, 0..1, spectrum, turned);
             let row = &mut row[..outputs];
             to.inverse(level, turned, 1, row, Update::Overwrite, scratch);
             unfold(row, y, update);

@@ -1,15 +1,19 @@
 //! What the structures that multiply by Fourier transforms share: rows over threads, convolutions.
 
-use crate::exec::{Parallelism, Policy, SCRATCH_ALIGN, Workspace};
-use crate::kernels::{Convolution, RealFft, Rows, RowsMut, SpectrumCache, spectrum_len};
+use crate::exec::{SCRATCH_ALIGN, Workspace};
+use crate::kernels::{Convolution, Level, RealFft, Rows, RowsMut, SpectrumCache, spectrum_len};
 use crate::linalg;
-use crate::matrix::{Operands, Update};
+use crate::matrix::{Op, Operands, Update};
 use crate::scalar::Scalar;
 use ndarray::{Array1, Array2, ArrayRef2};
 use num_complex::Complex;
+use std::ops::Range;
 
 /// Tasks at most, which bounds the scratch of large batches.
 const MAX_TASKS: usize = 64;
+
+/// Threads that share the outputs of one row at most: each transforms all of its inputs.
+const MAX_PARTS: usize = 4;
 
 /// Scratch of [`for_rows`] when each task needs `per_task` entries.
 pub(crate) fn scratch_len(batch: usize, per_task: usize) -> usize {
@@ -86,6 +90,11 @@ fn group((a, b): (usize, usize)) -> usize {
     if a * b < 2 * (a + b) { 1 } else { 8 }
 }
 
+/// Parts of the outputs of one row, of which each has two.
+fn most_parts(outputs: usize) -> usize {
+    (outputs / 2).clamp(1, MAX_PARTS)
+}
+
 /// Scratch of [`convolve`], with rows of `row` numbers.
 pub(crate) fn convolve_scratch_len(
     batch: usize,
@@ -94,7 +103,10 @@ pub(crate) fn convolve_scratch_len(
     row: usize,
     cache: &SpectrumCache,
 ) -> usize {
-    scratch_len(batch, convolve_task_len(batch, len, shape, row, cache))
+    let task = convolve_task_len(batch, len, shape, row, cache);
+    // For either direction.
+    let parts = if batch == 1 && row == 0 { most_parts(shape.0.max(shape.1)) } else { 1 };
+    scratch_len(batch, task).max(task_len(task).saturating_mul(parts))
 }
 
 /// Spectra of a group of rows, a row, and what transforms need.
@@ -131,12 +143,17 @@ pub(crate) fn convolve<T: Scalar>(
     }
     let Convolution { transform, grid } = convolution;
     let (shape, len, level) = (grid.shape(), transform.len(), work.policy.level);
-    // Threads share several rows, and the product of one.
-    let policy = if x.rows() == 1 { work.policy } else { Policy { parallelism: Parallelism::Seq, level } };
     let (outputs, inputs) = op.order(shape.0, shape.1);
     let (block, group) = (spectrum_len(len), group(shape).min(x.rows()).max(1));
     let (x_len, y_len) = (inputs * block, outputs * block);
     let per_task = convolve_task_len(x.rows(), len, shape, row, cache);
+    // Threads share several rows, and the outputs of one, where weights take longer than the way to another core and back.
+    let parts = work.policy.tasks(grid.len() / 2).min(most_parts(outputs));
+    if x.rows() == 1 && row == 0 && parts > 1 {
+        let (scratch, _) = work.slice(task_len(per_task) * parts);
+        let part = Part { convolution, op, level, x: x.row(0), update, outputs: 0..outputs };
+        return part.split(y, scratch, parts);
+    }
     for_parts(x, y, work, per_task, flops, &|x, mut y, scratch| {
         let (before, scratch) = scratch.split_at_mut(group * x_len);
         let (after, scratch) = scratch.split_at_mut(group * y_len);
@@ -156,7 +173,7 @@ pub(crate) fn convolve<T: Scalar>(
             for (k, z) in before.chunks_exact_mut(x_len).enumerate() {
                 transform.forward(level, read(x.row(start + k), in_row), inputs, z, scratch);
             }
-            grid.multiply(policy, op, rows, before, after);
+            grid.multiply(level, op, rows, 0..outputs, before, after);
             for (k, z) in after.chunks_exact(y_len).enumerate() {
                 let mut inverse =
                     |y: &mut [T], update| transform.inverse(level, z, outputs, y, update, scratch);
@@ -164,6 +181,47 @@ pub(crate) fn convolve<T: Scalar>(
             }
         }
     });
+}
+
+/// Some outputs of a product of a grid of convolutions with one row.
+struct Part<'a, T> {
+    convolution: &'a Convolution<T>,
+    op: Op,
+    level: Level,
+    x: &'a [T],
+    update: Update,
+    outputs: Range<usize>,
+}
+
+impl<T: Scalar> Part<'_, T> {
+    /// In so many parts, each with its share of the scratch.
+    fn split(self, y: RowsMut<'_, T>, scratch: &mut [T], parts: usize) {
+        if parts < 2 {
+            return self.multiply(y, scratch);
+        }
+        let (Range { start, end }, half) = (self.outputs.clone(), parts / 2);
+        let at = start + (end - start) * half / parts;
+        let columns = ((at - start) * self.convolution.transform.len()).min(y.cols());
+        let (left, right) = y.split_columns(columns);
+        let (first, second) = scratch.split_at_mut(scratch.len() / parts * half);
+        let (one, other) = (Self { outputs: start..at, ..self }, Self { outputs: at..end, ..self });
+        crate::kernels::join(
+            || one.split(left, first, half),
+            move || other.split(right, second, parts - half),
+        );
+    }
+
+    /// All inputs there, their products, and these outputs back.
+    fn multiply(self, mut y: RowsMut<'_, T>, scratch: &mut [T]) {
+        let Self { convolution: Convolution { transform, grid }, op, level, x, update, outputs } = self;
+        let (_, inputs) = op.order(grid.shape().0, grid.shape().1);
+        let (block, count) = (spectrum_len(transform.len()), outputs.len());
+        let (before, scratch) = scratch.split_at_mut(inputs * block);
+        let (after, scratch) = scratch.split_at_mut(count * block);
+        transform.forward(level, x, inputs, before, scratch);
+        grid.multiply(level, op, 1, outputs, before, after);
+        transform.inverse(level, after, count, y.row(0), update, scratch);
+    }
 }
 
 /// Spectra of the rows of `x`, zero-padded to the length of the transform.

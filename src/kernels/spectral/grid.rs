@@ -3,11 +3,9 @@
 //! Lanes are frequencies, so that spectra need not be transposed, and grids of any shape fill the vectors.
 
 use super::{CHUNK, PAIR};
-use crate::exec::Policy;
 use crate::kernels::AlignedVec;
 use crate::kernels::level::{Kernel, Level};
 use crate::kernels::simd::{Simd, vectors};
-use crate::kernels::team::join;
 use crate::matrix::Op;
 use crate::scalar::Scalar;
 use num_complex::Complex;
@@ -63,41 +61,34 @@ impl<T: Scalar> SpectrumGrid<T> {
     }
 }
 
-/// A product of a grid, or of its adjoint, with rows of spectra, of which there are some chunks.
+/// Some outputs of a product of a grid, or of its adjoint, with rows of spectra.
 #[derive(Debug)]
 pub struct GridProduct<'a, T> {
     grid: &'a SpectrumGrid<T>,
     op: Op,
     rows: usize,
-    chunks: Range<usize>,
+    outputs: Range<usize>,
     x: &'a [T],
     y: &'a mut [T],
 }
 
 impl<T: Scalar> SpectrumGrid<T> {
-    /// Products with `rows` rows of spectra of several blocks. The chunks of one row are split between threads, where weights take longer than the way
-    /// of the row and its product to another core and back.
-    pub(crate) fn multiply(&self, policy: Policy, op: Op, rows: usize, x: &[T], y: &mut [T]) {
-        let tasks = if rows == 1 { policy.tasks(self.data.len() / 4) } else { 1 };
-        let chunks = 0..self.chunks + usize::from(self.odd);
-        GridProduct { grid: self, op, rows, chunks, x, y }.split(policy.level, tasks);
+    /// Numbers of the weights.
+    pub(crate) fn len(&self) -> usize {
+        self.data.len()
     }
-}
 
-impl<T: Scalar> GridProduct<'_, T> {
-    /// One row in so many tasks.
-    fn split(self, level: Level, tasks: usize) {
-        if tasks < 2 || self.chunks.len() < 2 {
-            return T::grid(level, self);
-        }
-        let Self { grid, op, rows, chunks: Range { start, end }, x, y } = self;
-        let (outputs, inputs) = op.order(grid.shape.0, grid.shape.1);
-        let (n, half) = ((end - start) / 2, tasks / 2);
-        let (x, right_x) = x.split_at(n * inputs * PAIR);
-        let (y, right_y) = y.split_at_mut(n * outputs * PAIR);
-        let left = GridProduct { grid, op, rows, chunks: start..start + n, x, y };
-        let right = GridProduct { grid, op, rows, chunks: start + n..end, x: right_x, y: right_y };
-        join(|| left.split(level, half), move || right.split(level, tasks - half));
+    /// Outputs `outputs` of products with `rows` rows of spectra of several blocks. Panics when there are not so many.
+    pub(crate) fn multiply(
+        &self,
+        level: Level,
+        op: Op,
+        rows: usize,
+        outputs: Range<usize>,
+        x: &[T],
+        y: &mut [T],
+    ) {
+        T::grid(level, GridProduct { grid: self, op, rows, outputs, x, y });
     }
 }
 
@@ -125,30 +116,31 @@ impl<T: Scalar> Kernel<T> for GridProduct<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
-        let Self { grid, op, rows, chunks: Range { start, end }, x, y } = self;
+        let Self { grid, op, rows, outputs: Range { start, end }, x, y } = self;
         let SpectrumGrid { shape, group, chunks, odd, data } = grid;
-        let cells = shape.0 * shape.1;
-        let (outputs, inputs) = op.order(shape.0, shape.1);
-        let row = ((end - start) * inputs * PAIR, (end - start) * outputs * PAIR);
+        let (cells, all) = (shape.0 * shape.1, chunks + usize::from(*odd));
+        let (most_outputs, inputs) = op.order(shape.0, shape.1);
+        assert!(start <= end && end <= most_outputs);
+        let outputs = end - start;
+        let row = (all * inputs * PAIR, all * outputs * PAIR);
         assert!(x.len() == rows * row.0 && y.len() == rows * row.1 && CHUNK.is_multiple_of(S::LANES));
         assert!(data.len() == cells * (chunks * PAIR + if *odd { CHUNK } else { 0 }));
-        assert!(start <= end && end <= chunks + usize::from(*odd));
-        let mut chunk = start;
-        while chunk < end {
+        let mut chunk = 0;
+        while chunk < all {
             // The odd chunk is alone; others as many as have weights that stay near while rows pass.
             let odd = chunk == *chunks;
-            let next = (chunk + (NEAR / (cells * PAIR)).max(1)).min(if odd { end } else { end.min(*chunks) });
+            let next = (chunk + (NEAR / (cells * PAIR)).max(1)).min(if odd { all } else { *chunks });
             let unit = if odd { CHUNK } else { PAIR };
             let (column, groups) = (group * unit, shape.1 * group * unit);
-            // Outputs that go together are in one group, or each is one.
+            // Rows that go together are in one group, or each is one.
             let (strides, run, most) = match op {
-                Op::Forward if *group == 1 => ((groups, column, 0), inputs, outputs),
+                Op::Forward if *group == 1 => ((groups, column, 0), inputs, most_outputs),
                 Op::Forward => ((unit, column, 0), inputs, *group),
-                Op::Transpose => ((column, unit, groups), *group, outputs),
+                Op::Transpose => ((column, unit, groups), *group, most_outputs),
             };
-            let mut i = 0;
-            while i < outputs {
-                let wide = |o: usize| outputs - i >= o && o <= most && S::REGISTERS >= 8 * o;
+            let mut i = start;
+            while i < end {
+                let wide = |o: usize| end - i >= o && i % most + o <= most && S::REGISTERS >= 8 * o;
                 let step = if rows == 1 && wide(4) {
                     4
                 } else if wide(2) {
@@ -164,8 +156,8 @@ impl<T: Scalar> Kernel<T> for GridProduct<'_, T> {
                 while r < rows {
                     let tile = Tile {
                         w: data.as_ptr().wrapping_add(chunk * cells * PAIR + first),
-                        x: x.as_ptr().wrapping_add(r * row.0 + (chunk - start) * inputs * PAIR),
-                        y: y.as_mut_ptr().wrapping_add(r * row.1 + ((chunk - start) * outputs + i) * PAIR),
+                        x: x.as_ptr().wrapping_add(r * row.0 + chunk * inputs * PAIR),
+                        y: y.as_mut_ptr().wrapping_add(r * row.1 + (chunk * outputs + i - start) * PAIR),
                         strides,
                         run,
                         rows: row,
@@ -175,7 +167,7 @@ impl<T: Scalar> Kernel<T> for GridProduct<'_, T> {
                         op,
                         odd,
                     };
-                    // SAFETY: chunks, rows and outputs are in range by the loop bounds, the lengths by the assertions.
+                    // SAFETY: chunks, rows and outputs are in range by the loop bounds and the assertions.
                     r += unsafe {
                         match (rows - r, step) {
                             (_, 4) => tile.product::<S, 1, 4>(simd),
