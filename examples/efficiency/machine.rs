@@ -68,8 +68,26 @@ impl Machine {
         for ((threads, size), rate) in rates {
             text += &format!("- reading {} KiB, {threads} thread(s): {:.0} GB/s\n", size >> 10, rate / 1e9);
         }
+        if self.peak.keys().any(|threads| *threads > 1)
+            && let Some(seconds) = hand_over()
+        {
+            text +=
+                &format!("- nothing for another thread to do, until it is done: {:.2} us\n", 1e6 * seconds);
+        }
         text + &format!("- last-level cache of one thread: {} MiB\n", last_level_cache(1) >> 20)
     }
+}
+
+/// Seconds until another thread that is awake has done nothing: the median of many times.
+fn hand_over() -> Option<f64> {
+    let mut times: Vec<_> = (0..10_000)
+        .filter_map(|_| {
+            let start = Instant::now();
+            roofline::hand_over().then(|| start.elapsed().as_secs_f64())
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied()
 }
 
 /// What `threads` threads do together per second, each doing `work(k)`: nearly the best of seven rounds.

@@ -3,6 +3,8 @@
 use super::level::{Kernel, Level, run};
 use super::simd::Simd;
 use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
 
 /// Sums `data`, as fast as it can be read.
 pub fn read(level: Level, data: &[f32]) -> f32 {
@@ -13,6 +15,14 @@ pub fn read(level: Level, data: &[f32]) -> f32 {
 /// depends on all of them.
 pub fn multiply_adds(level: Level, rounds: usize) -> (u64, f32) {
     run(level, MultiplyAdds(rounds))
+}
+
+/// Hands nothing to another thread and waits until it is done: what each stage of a product on two threads takes beside its work. Whether another
+/// thread did it: one that is asleep or busy does not.
+pub fn hand_over() -> bool {
+    let (here, elsewhere) = (thread::current().id(), AtomicBool::new(false));
+    super::team::join(|| (), || elsewhere.store(thread::current().id() != here, Relaxed));
+    elsewhere.into_inner()
 }
 
 struct Read<'a>(&'a [f32]);
