@@ -53,6 +53,7 @@ pub(crate) trait Source: Stored + Send + Sync {
     fn plain<T: Scalar>(&self) -> Option<*const T>;
 
     /// The codes and scales, where there are some.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     fn coded(&self) -> Option<Coded<'_>> {
         None
     }
@@ -78,6 +79,7 @@ pub(crate) trait Source: Stored + Send + Sync {
 }
 
 /// Integer codes as they lie in memory, and their scales.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 #[derive(Clone, Copy)]
 pub(crate) struct Coded<'a> {
     pub(super) bytes: &'a [u8],
