@@ -29,7 +29,7 @@ const GATHERED: usize = 1024;
 const MOST: usize = 3;
 
 /// Steps whose inputs are copied at a time.
-pub(super) const COPIED: usize = 512;
+const COPIED: usize = 512;
 
 /// Some weights of a panel: `len` steps from number `at` on, `width` numbers apart, with scales from `scale` on, those of the next group of steps
 /// `scale_width` further.
@@ -412,7 +412,7 @@ unsafe fn panel<
 /// # Safety
 /// They are features of `x`, and `to` has room for `COPIED` numbers and a vector.
 #[inline(always)]
-pub(super) unsafe fn gather_rows<T: Scalar, S: Simd<T>>(
+unsafe fn gather_rows<T: Scalar, S: Simd<T>>(
     simd: S,
     map: PanelMap,
     block: usize,

@@ -10,8 +10,9 @@
 //! Integer storage has one bf16 scale per group of [`GROUP`] consecutive numbers of a row; the last group of a row may
 //! be shorter. All storages are float-exact: numbers are decoded and accumulated in the compute type, inputs are
 //! never rounded to codes. Where the machine multiplies bytes (AVX-512 with VNNI and VBMI), `f32` products of at most 12 batch rows with
-//! packed integer codes are sums of integers: inputs are kept to $2^{-30}$ of the largest one of their group of [`GROUP`], or of 256 where the
-//! factor is packed along its rows, and products of codes are added up exactly, so that results are as close as those of `f32` sums, or closer.
+//! integer codes whose groups lie along the sums are sums of integers: inputs are kept to $2^{-30}$ of the largest one of their group of
+//! [`GROUP`], and products of a group are added up exactly. Inputs of very unlike sizes near each other (more than 8 of 64 below $2^{-10}$ of
+//! the largest), or not finite, have their products decoded.
 
 mod factor;
 mod quantize;

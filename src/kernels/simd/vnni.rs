@@ -3,7 +3,6 @@
 use super::Simd;
 use super::avx512::Avx512;
 use crate::kernels::Level;
-use half::bf16;
 use std::arch::x86_64::*;
 
 /// Proof that the machine has AVX-512 VNNI and VBMI, and what `Avx512` needs.
@@ -49,10 +48,13 @@ impl Vnni {
         unsafe { _mm512_set1_epi32(a) }
     }
 
-    /// In each lane the larger of `largest` and the absolute value of `x`.
+    /// In each lane the larger of `largest`, which has no sign, and the absolute value of `x`; a NaN is larger than all numbers.
     #[inline(always)]
     pub(in crate::kernels) fn larger(self, largest: __m512, x: __m512) -> __m512 {
-        unsafe { _mm512_max_ps(largest, _mm512_abs_ps(x)) }
+        unsafe {
+            let x = _mm512_castps_si512(_mm512_abs_ps(x));
+            _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(largest), x))
+        }
     }
 
     /// The biased exponent of the largest of numbers that are not negative.
@@ -61,21 +63,14 @@ impl Vnni {
         unsafe { (_mm512_reduce_max_epi32(_mm512_castps_si512(x)) >> 23).cast_unsigned() }
     }
 
-    /// The biased exponent of the largest of `len` numbers, whatever their signs.
-    ///
-    /// # Safety
-    /// There are so many.
+    /// How many numbers are smaller than `bound` and not zero, whatever their signs.
     #[inline(always)]
-    pub(in crate::kernels) unsafe fn exponent_bf16(self, ptr: *const bf16, len: usize) -> u32 {
+    pub(in crate::kernels) fn smaller(self, x: __m512, bound: f32) -> u32 {
         unsafe {
-            let mut largest = _mm512_setzero_si512();
-            for i in (0..len).step_by(32) {
-                let mask = if len - i < 32 { (1 << (len - i)) - 1 } else { u32::MAX };
-                let numbers = _mm512_maskz_loadu_epi16(mask, ptr.add(i).cast());
-                largest = _mm512_max_epu16(largest, _mm512_add_epi16(numbers, numbers));
-            }
-            let largest = _mm512_max_epu16(largest, _mm512_slli_epi32::<16>(largest));
-            _mm512_reduce_max_epu32(largest) >> 24
+            let x = _mm512_abs_ps(x);
+            let small = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_set1_ps(bound));
+            let zero = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(x, _mm512_setzero_ps());
+            (small & !zero).count_ones()
         }
     }
 
@@ -91,11 +86,10 @@ impl Vnni {
         }
     }
 
-    /// Words `4 q + d` of both vectors for all `q` added up, with the sign turned.
+    /// Words `4 q + d` for all `q` added up, with the sign turned.
     #[inline(always)]
-    pub(in crate::kernels) fn less_by_digit(self, words: [__m512i; 2]) -> [i32; 4] {
+    pub(in crate::kernels) fn less_by_digit(self, words: __m512i) -> [i32; 4] {
         unsafe {
-            let words = _mm512_add_epi32(words[0], words[1]);
             let two = _mm256_add_epi32(_mm512_castsi512_si256(words), _mm512_extracti64x4_epi64::<1>(words));
             let one = _mm_add_epi32(_mm256_castsi256_si128(two), _mm256_extracti128_si256::<1>(two));
             let mut sums = [0; 4];
@@ -174,7 +168,7 @@ impl Vnni {
         unsafe { _mm512_dpbusd_epi32(sum, codes, digits) }
     }
 
-    /// The numbers whose digits these are; no digit is 2^22 or more.
+    /// The numbers whose digits these are; no digit is 2^20 or more.
     #[inline(always)]
     pub(in crate::kernels) fn numbers(self, digits: [__m512i; 4]) -> __m512 {
         unsafe {
