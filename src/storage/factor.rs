@@ -293,6 +293,11 @@ impl Factor {
         }
     }
 
+    /// The same factor laid out for [`mix`](Self::mix).
+    pub(crate) fn packed_to_mix(self) -> Self {
+        self.packed(Op::Transpose, 1)
+    }
+
     /// [`packed`](Self::packed) for forward products with its own blocks.
     pub(crate) fn packed_forward(self) -> Self {
         let blocks = self.blocks;
@@ -504,11 +509,12 @@ impl Factor {
     }
 
     /// $y_q = \sum_p a_{qp} \circ x_p$ for blocks of `x` and `y` as wide as a row, with $a_{qp}$ row `p` of matrix `q` (forward) or row `q` of
-    /// matrix `p` (transposed). Panics when `x` and `y` do not fit.
+    /// matrix `p` (transposed). Panics when `x` and `y` do not fit, or a packed factor is laid out for other products.
     pub fn mix<T: Scalar>(&self, op: Op, x: Rows<'_, T>, y: RowsMut<'_, T>, policy: Policy) {
         let (outputs, inputs) = op.order(self.blocks, self.rows);
         let strides = op.order((1, self.rows), (self.rows, 1)).0;
-        T::mix(self, Mix { blocks: (inputs, outputs), strides, x, y, policy });
+        let packing = self.packing;
+        T::mix(self, Mix { blocks: (inputs, outputs), strides, packing, x, y, policy });
     }
 
     pub(crate) fn panels<T: Scalar>(&self, product: PanelProduct<'_, T>) {

@@ -412,6 +412,6 @@ impl Family for Blast {
                 false => factor.packed(op, blocks),
             }
         };
-        Ok(Self { u: packed(u, Op::Forward, b1), s: s.into_rows(), v: packed(v, Op::Transpose, b2) })
+        Ok(Self { u: packed(u, Op::Forward, b1), s: s.packed_to_mix(), v: packed(v, Op::Transpose, b2) })
     }
 }
