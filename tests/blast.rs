@@ -64,6 +64,25 @@ fn product_is_the_entry_formula() {
     }
 }
 
+/// Large batches are multiplied in parts, with scratch for one of them.
+#[test]
+fn large_batches_are_multiplied_in_parts() {
+    let spec = BlastSpec::new((16, 15), 120);
+    let blast = Blast::random((130, 125), &spec, Storage::F32, 1).unwrap();
+    let dense = blast.to_dense_f64();
+    for batch in [64, 65, 127, 128, 129, 200] {
+        assert_eq!(blast.scratch_len(batch), blast.scratch_len(64));
+        let (x, dx) = (gaussian_of::<f32>(batch, 125, 2), gaussian_of::<f32>(batch, 130, 3));
+        let exact = |a: &Array2<f32>, w: &Array2<f64>| a.mapv(f64::from).dot(w);
+        for (y, exact) in [
+            (blast.matmul(&x).unwrap(), exact(&x, &dense.t().to_owned())),
+            (blast.matmul_transpose(&dx).unwrap(), exact(&dx, &dense)),
+        ] {
+            assert!(difference(&y, &exact) < 1e-6, "{batch} rows");
+        }
+    }
+}
+
 #[test]
 fn conversions_are_exact() {
     let (u, v) = (gaussian(13, 3, 1), gaussian(3, 10, 2));

@@ -2,8 +2,10 @@
 //!
 //! The inputs of a group of steps become 32-bit integers times a power of two, each of four digits of a byte. Products of codes and digits are
 //! added up exactly; the sums of a group become one float for each lane, which is multiplied by its scale. An input loses what lies below
-//! 2^-30 of the largest one in its group. So rows of inputs of which many are far smaller than others near them are left to the floats, and so are codes
-//! whose scales lie along the steps, as these would change the sizes.
+//! 2^-30 of the largest one in its group. So rows of inputs of which many are far smaller than others near them are left to the floats.
+//!
+//! Scales that lie along the steps are multiplied into the inputs first, for each panel anew: one batch row is worth that. A panel for which
+//! these products are of very unlike sizes is left to the floats.
 
 // Tiles are arrays of constant size: with indices the compiler keeps them in registers.
 #![allow(clippy::needless_range_loop)]
@@ -12,7 +14,7 @@ use super::batches::Aligned;
 use super::gemm::{Io, Job, LINE};
 use super::level::Level;
 use super::packing::{Lanes, PANEL, Packing};
-use super::panels::{AHEAD, put};
+use super::panels::{AHEAD, put, streamed};
 use super::simd::{Simd, Vnni, prefetch_near};
 use super::source::{Coded, Source};
 use crate::matrix::{Op, Update};
@@ -62,16 +64,25 @@ struct Product<'a> {
 
 /// Whether a product is for this. It is asked once, for the whole product: whichever threads there are, they do the same.
 pub(super) fn serves<T: Scalar, W: Source>(job: &Job<'_, T, W>, level: Level) -> bool {
-    let in_lanes = job.packing.is_some_and(|packing| packing.lanes == Lanes::Rows) && job.op == Op::Forward;
-    in_lanes
-        && job.source.coded().is_some()
-        && job.x.rows() <= MOST_ROWS
-        && level == Level::Avx512
-        && Vnni::found()
-        && singles(job).is_some_and(|io| {
+    let (Some(codes), Some(packing), Some(io)) = (job.source.coded(), job.packing, singles(job)) else {
+        return false;
+    };
+    if level != Level::Avx512 || !Vnni::found() {
+        return false;
+    }
+    match (packing.lanes, job.op) {
+        (Lanes::Rows, Op::Forward) => {
             // SAFETY: the machine has the instructions.
-            (0..io.x.rows()).all(|row| unsafe { even(Vnni::new_unchecked(), io.x.row(row)) })
-        })
+            io.x.rows() <= MOST_ROWS
+                && (0..io.x.rows()).all(|row| unsafe { even(Vnni::new_unchecked(), io.x.row(row)) })
+        }
+        (Lanes::Cols, Op::Transpose) => {
+            // Decoding bytes from memory takes no longer.
+            let worth = codes.paired || !streamed::<T, W>(&job.source);
+            worth && io.x.rows() == 1 && packing.depth() <= STEPS && io.map.rows_contiguous()
+        }
+        _ => false,
+    }
 }
 
 /// The product of a job for which `serves` says yes.
@@ -81,11 +92,14 @@ pub(super) fn multiply<T: Scalar, W: Source>(job: &Job<'_, T, W>) {
     };
     let (first_block, blocks, outputs) = (job.first_block, job.blocks.clone(), job.outputs.clone());
     let product = Product { codes, packing, io, first_block, blocks, outputs };
+    let floats = |block: usize, outputs: Range<usize>| {
+        T::dispatch(Level::Avx512, &Job { blocks: block..block + 1, outputs, ..job.clone() });
+    };
     // SAFETY: `serves` has found the instructions and few rows; the job's operands fit its map, and its source the packing.
     unsafe {
         match codes.paired {
-            false => product.run::<false>(Vnni::new_unchecked()),
-            true => product.run::<true>(Vnni::new_unchecked()),
+            false => product.run::<false>(Vnni::new_unchecked(), &floats),
+            true => product.run::<true>(Vnni::new_unchecked(), &floats),
         }
     }
 }
@@ -140,13 +154,21 @@ struct Digits {
 }
 
 impl Digits {
-    /// The digits of `len` inputs.
+    /// The digits of `len` inputs, or of inputs times `scales`: `false` where these are not even.
     ///
     /// # Safety
-    /// There are so many, finite ones, and room for whole groups.
+    /// There are so many inputs, finite ones where there are no scales, whole vectors of scales, and room for whole groups.
     #[inline(always)]
-    unsafe fn fill(self, simd: Vnni, x: *const f32, len: usize, offset: i32) {
+    unsafe fn fill<const SCALED: bool>(
+        self,
+        simd: Vnni,
+        x: *const f32,
+        scales: *const bf16,
+        len: usize,
+        offset: i32,
+    ) -> bool {
         let floats = simd.floats();
+        let mut even = true;
         for (group, k) in (0..len).step_by(GROUP).enumerate() {
             // SAFETY: the caller's.
             unsafe {
@@ -154,11 +176,23 @@ impl Digits {
                 for v in 0..2 {
                     let left = len.saturating_sub(k + 16 * v).min(16);
                     if left > 0 {
-                        xs[v] = floats.load_part(x.add(k + 16 * v), left);
+                        xs[v] = match left {
+                            16 => floats.load(x.add(k + 16 * v)),
+                            _ => floats.load_part(x.add(k + 16 * v), left),
+                        };
+                        if SCALED {
+                            xs[v] = floats.mul(xs[v], floats.load_bf16(scales.add(k + 16 * v)));
+                        }
                     }
                 }
                 let largest = simd.larger(simd.larger(floats.zero(), xs[0]), xs[1]);
-                let exponent = simd.exponent(largest).max(LEAST_EXPONENT);
+                let exponent = simd.exponent(largest);
+                if SCALED {
+                    let bound = f32::from_bits(exponent.saturating_sub(10) << 23);
+                    let small = simd.smaller(xs[0], bound) + simd.smaller(xs[1], bound);
+                    even &= exponent < INFINITE && small <= MOST_SMALL;
+                }
+                let exponent = exponent.clamp(LEAST_EXPONENT, INFINITE - 1);
                 // All are below 2^(exponent - 126).
                 let factor = f32::from_bits((156 + 127 - exponent) << 23);
                 let (a, b) = (simd.digits(xs[0], factor), simd.digits(xs[1], factor));
@@ -170,6 +204,7 @@ impl Digits {
                 *self.units.add(group) = f32::from_bits((exponent + 127 - 156) << 23);
             }
         }
+        even
     }
 }
 
@@ -179,8 +214,9 @@ struct Panel<'a> {
     codes: &'a [u8],
     width: usize,
     len: usize,
-    /// Scales of the lanes for the first group of steps; those of the next one lie `width` further.
+    /// Scales of the lanes for the first group of steps; those of the next one lie `scale_width` further.
     scales: *const bf16,
+    scale_width: usize,
 }
 
 impl Panel<'_> {
@@ -238,8 +274,8 @@ impl Panel<'_> {
                     quad!(k, self.codes.len() - k * bytes);
                     k += QUAD;
                 }
-                let scale = self.scales.add(group * self.width);
-                prefetch_near(scale.wrapping_add(SCALES_AHEAD * self.width).cast());
+                let scale = self.scales.add(group * self.scale_width);
+                prefetch_near(scale.wrapping_add(SCALES_AHEAD * self.scale_width).cast());
                 let mut scales = [floats.load_bf16(scale); 2];
                 if self.width > 16 {
                     scales[1] = floats.load_bf16(scale.add(16));
@@ -263,18 +299,16 @@ impl Panel<'_> {
 }
 
 impl Product<'_> {
-    /// The product.
+    /// The product, but for panels that are left to `floats`: their block and lanes.
     ///
     /// # Safety
-    /// The machine has the instructions; operands and codes are what a job promises, in at most `MOST_ROWS` batch rows.
+    /// The machine has the instructions; operands and codes are what a job promises, in at most `MOST_ROWS` batch rows, or one with at most `STEPS`
+    /// steps where these have scales.
     #[target_feature(
         enable = "avx2,popcnt,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi"
     )]
-    unsafe fn run<const PAIRED: bool>(&self, simd: Vnni) {
-        let Self { codes, packing, io, .. } = self;
-        let (depth, batch) = (packing.depth(), io.x.rows());
-        let offset = i32::from_ne_bytes([if PAIRED { 8 } else { 128 }; 4]);
-        let bytes = |numbers| if PAIRED { numbers / 2 } else { numbers };
+    unsafe fn run<const PAIRED: bool>(&self, simd: Vnni, floats: &dyn Fn(usize, Range<usize>)) {
+        let batch = self.io.x.rows();
         let mut digits = Aligned::<i32, STEPS>::new();
         let mut starts = Aligned::<[i32; DIGITS], { STEPS / GROUP }>::new();
         let mut units = Aligned::<f32, { STEPS / GROUP }>::new();
@@ -286,26 +320,60 @@ impl Product<'_> {
             all[r].starts = starts.wrapping_add(r * most / GROUP);
             all[r].units = units.wrapping_add(r * most / GROUP);
         }
-        // SAFETY: blocks, lanes, steps and batch rows are in range by the loop bounds and the caller's promise, and all digits have room.
+        // SAFETY: the caller's, and all digits have room.
+        unsafe {
+            match self.packing.lanes {
+                Lanes::Rows => self.by_lane::<PAIRED>(simd, &all, most),
+                Lanes::Cols => self.by_step::<PAIRED>(simd, all[0], floats),
+            }
+        }
+    }
+
+    /// What stored codes are more than their numbers, in each byte.
+    fn offset<const PAIRED: bool>() -> i32 {
+        i32::from_ne_bytes([if PAIRED { 8 } else { 128 }; 4])
+    }
+
+    /// Steps `k` to `k + len` of a panel, and its first lane's scale.
+    ///
+    /// # Safety
+    /// They are steps of that panel.
+    #[inline(always)]
+    unsafe fn panel<const PAIRED: bool>(&self, block: usize, lane: usize, k: usize, len: usize) -> Panel<'_> {
+        let stored = self.first_block + block;
+        let (at, width) = self.packing.panel(stored, lane);
+        let (start, end) = (at + k * width, at + (k + len) * width);
+        let (start, end) = if PAIRED { (start / 2, end / 2) } else { (start, end) };
+        let scale = match self.packing.lanes {
+            Lanes::Rows => self.packing.panel_scales(stored, lane) + k / GROUP * width,
+            Lanes::Cols => self.packing.ones(),
+        };
+        let scale_width = if self.packing.lanes == Lanes::Rows { width } else { 0 };
+        // SAFETY: the caller's.
+        unsafe {
+            let codes = self.codes.bytes.get_unchecked(start..end);
+            Panel { codes, width, len, scales: self.codes.scales.as_ptr().add(scale), scale_width }
+        }
+    }
+
+    /// Scales along the lanes: the digits of up to `most` steps meet all panels.
+    ///
+    /// # Safety
+    /// As for [`run`](Self::run); there is room for the digits of `most` steps of each batch row.
+    #[inline(always)]
+    unsafe fn by_lane<const PAIRED: bool>(&self, simd: Vnni, all: &[Digits; MOST_ROWS], most: usize) {
+        let (io, depth, batch) = (&self.io, self.packing.depth(), self.io.x.rows());
+        // SAFETY: blocks, lanes, steps and batch rows are in range by the loop bounds and the caller's promise.
         unsafe {
             for block in self.blocks.clone() {
                 for k in (0..depth).step_by(most) {
                     let len = most.min(depth - k);
                     for r in 0..batch {
                         let x = io.x.as_ptr().add(r * io.x.stride() + block * depth + k);
-                        all[r].fill(simd, x, len, offset);
+                        all[r].fill::<false>(simd, x, std::ptr::null(), len, Self::offset::<PAIRED>());
                     }
                     for lane in self.outputs.clone().step_by(PANEL) {
-                        let stored = self.first_block + block;
-                        let (at, width) = packing.panel(stored, lane);
-                        let scale = packing.panel_scales(stored, lane) + k / GROUP * width;
-                        let (start, end) = (bytes(at + k * width), bytes(at + (k + len) * width));
-                        let panel = Panel {
-                            codes: codes.bytes.get_unchecked(start..end),
-                            width,
-                            len,
-                            scales: codes.scales.as_ptr().add(scale),
-                        };
+                        let panel = self.panel::<PAIRED>(block, lane, k, len);
                         let end = self.outputs.end.min(lane + PANEL);
                         let overwrite = k == 0 && io.update == Update::Overwrite;
                         let mut row = 0;
@@ -331,6 +399,38 @@ impl Product<'_> {
                             }
                         }
                     }
+                }
+            }
+        }
+    }
+
+    /// Scales along the steps, one batch row: each panel has digits of its own.
+    ///
+    /// # Safety
+    /// As for [`run`](Self::run); there is room for the digits of all steps.
+    #[inline(always)]
+    unsafe fn by_step<const PAIRED: bool>(
+        &self,
+        simd: Vnni,
+        digits: Digits,
+        floats: &dyn Fn(usize, Range<usize>),
+    ) {
+        let (io, depth) = (&self.io, self.packing.depth());
+        // SAFETY: blocks and lanes are in range by the loop bounds and the caller's promise; ones follow the last scale.
+        unsafe {
+            for block in self.blocks.clone() {
+                let x = io.x.as_ptr().add(block * depth);
+                for lane in self.outputs.clone().step_by(PANEL) {
+                    let end = self.outputs.end.min(lane + PANEL);
+                    let scales = self.packing.panel_scales(self.first_block + block, lane);
+                    let scales = self.codes.scales.as_ptr().add(scales);
+                    if !digits.fill::<true>(simd, x, scales, depth, Self::offset::<PAIRED>()) {
+                        floats(block, lane..end);
+                        continue;
+                    }
+                    let panel = self.panel::<PAIRED>(block, lane, 0, depth);
+                    let [sums] = panel.sums::<1, PAIRED>(simd, [digits]);
+                    put(simd.floats(), io, block, 0, lane, end, &sums, io.update == Update::Overwrite);
                 }
             }
         }
@@ -509,40 +609,49 @@ mod tests {
         let factor = case.factor().packed_forward();
         let Data::Int8 { codes, scales } = factor.data() else { panic!("{factor:?}") };
         let mut x = vec![1.0f32; 64 * (MOST_ROWS + 1)];
-        let mut serves_rows = |rows: usize, level: Level, last: f32| {
+        let mut serves_rows = |op: Op, rows: usize, level: Level, last: f32| {
             x[64 * rows - 1] = last;
             let (y, update) = (Output(std::ptr::null_mut()), Update::Overwrite);
-            let io = Io { map, op: Op::Forward, x: Rows::new(&x, rows, 64, 64), y, y_stride: 64, update };
-            let packing = Packing::new((1, 64, 64), Lanes::Rows, false);
+            let io = Io { map, op, x: Rows::new(&x, rows, 64, 64), y, y_stride: 64, update };
+            let packing = Packing::new((1, 64, 64), op.order(Lanes::Rows, Lanes::Cols).0, false);
             let source = Int8::packed(codes, scales, 64, 64);
             let (blocks, outputs) = (0..1, 0..64);
             let job =
                 Job { source, first: 0, first_block: 0, packing, io, blocks, outputs, in_digits: false };
             serves(&job, level)
         };
-        assert_eq!(serves_rows(1, Level::Avx512, 1.0), Vnni::found());
-        assert_eq!(serves_rows(MOST_ROWS, Level::Avx512, -1.0), Vnni::found());
-        assert!(!serves_rows(MOST_ROWS + 1, Level::Avx512, 1.0));
-        assert!(!serves_rows(1, Level::Avx2, 1.0));
-        assert!(!serves_rows(1, Level::Avx512, f32::NAN));
-        assert!(!serves_rows(2, Level::Avx512, f32::NEG_INFINITY));
-        assert!(!serves_rows(1, Level::Avx512, 1e9));
+        assert_eq!(serves_rows(Op::Forward, 1, Level::Avx512, 1.0), Vnni::found());
+        assert_eq!(serves_rows(Op::Forward, MOST_ROWS, Level::Avx512, -1.0), Vnni::found());
+        assert!(!serves_rows(Op::Forward, MOST_ROWS + 1, Level::Avx512, 1.0));
+        assert!(!serves_rows(Op::Forward, 1, Level::Avx2, 1.0));
+        assert!(!serves_rows(Op::Forward, 1, Level::Avx512, f32::NAN));
+        assert!(!serves_rows(Op::Forward, 2, Level::Avx512, f32::NEG_INFINITY));
+        assert!(!serves_rows(Op::Forward, 1, Level::Avx512, 1e9));
+        assert_eq!(serves_rows(Op::Transpose, 1, Level::Avx512, 1.0), Vnni::found());
+        assert!(!serves_rows(Op::Transpose, 2, Level::Avx512, 1.0));
+        assert!(!serves_rows(Op::Transpose, 1, Level::Avx2, 1.0));
     }
 
-    /// Inputs that a row meets with zeros do not touch what it meets with numbers, however large they are.
+    /// Inputs, or weights, that an output meets with zeros do not touch what it meets with numbers, however large they are.
     #[test]
-    fn an_input_far_larger_than_others_hides_none() {
-        for (op, large) in
-            [Op::Forward, Op::Transpose].into_iter().flat_map(|op| [1e3, 1e6, 1e9].map(|x| (op, x)))
-        {
+    fn what_is_far_larger_than_others_hides_none() {
+        let cases = [Op::Forward, Op::Transpose].into_iter().flat_map(|op| {
+            [1e3, 1e6, 1e9].into_iter().flat_map(move |large| [true, false].map(|input| (op, large, input)))
+        });
+        for (op, large, input) in cases {
             let ((rows, cols), at) = (op.order(64, 96), 40);
             let weight = |i: usize, j: usize| {
-                if op.order(i, j).1 == at { 0.0 } else { f64::from(number(i * cols + j)) }
+                let (output, step) = op.order(i, j);
+                match step == at {
+                    true if input || output % 2 == 0 => 0.0,
+                    true => f64::from(large),
+                    false => f64::from(number(i * cols + j)),
+                }
             };
             for storage in [Storage::Int8, Storage::Int4] {
                 let factor = Factor::from_fn(storage, (1, rows, cols), |_, i, j| weight(i, j)).packed(op, 1);
                 let mut x: Vec<f32> = (0..96).map(number).collect();
-                x[at] = large;
+                x[at] = if input { large } else { 1.0 };
                 let mut y = vec![f32::NAN; 64];
                 let (xs, ys) = (Rows::new(&x, 1, 96, 96), RowsMut::new(&mut y, 1, 64, 64));
                 factor.multiply(op, xs, ys, Update::Overwrite, Policy::default());
@@ -553,7 +662,7 @@ mod tests {
                     let (sum, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
                     assert!(
                         (f64::from(*y) - sum).abs() <= 2e-6 * size,
-                        "{storage} {op:?} {large}: {y}, {sum}"
+                        "{storage} {op:?} {large} {input}, output {o}: {y}, {sum}"
                     );
                 }
             }

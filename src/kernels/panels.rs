@@ -199,6 +199,12 @@ pub(super) unsafe fn put<T: Scalar, S: Simd<T>, const V: usize>(
     }
 }
 
+/// Whether weights are taken to come from memory.
+pub(super) fn streamed<T: Scalar, W: Source>(source: &W) -> bool {
+    let least = if source.plain::<T>().is_some() { STREAMED } else { STREAMED / 2 };
+    source.rows() * source.cols() >= least
+}
+
 /// The product of a job whose weights are packed.
 ///
 /// # Safety
@@ -213,8 +219,7 @@ pub(super) unsafe fn multiply<T: Scalar, S: Simd<T>, W: Source>(
     unsafe {
         if (packing.lanes == Lanes::Rows) == (job.op == Op::Forward) {
             let (mut row, batch) = (0, job.x.rows());
-            let least = if job.source.plain::<T>().is_some() { STREAMED } else { STREAMED / 2 };
-            let streamed = job.source.rows() * job.source.cols() >= least;
+            let streamed = streamed::<T, W>(&job.source);
             while row < batch {
                 row += match batch - row {
                     1 if streamed => lanes::<T, S, W, 1, 4, 2, true>(simd, job, packing, row),

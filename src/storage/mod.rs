@@ -12,7 +12,8 @@
 //! never rounded to codes. Where the machine multiplies bytes (AVX-512 with VNNI and VBMI), `f32` products of at most 12 batch rows with
 //! integer codes whose groups lie along the sums are sums of integers: inputs are kept to $2^{-30}$ of the largest one of their group of
 //! [`GROUP`], and products of a group are added up exactly. Inputs of very unlike sizes near each other (more than 8 of 64 below $2^{-10}$ of
-//! the largest), or not finite, have their products decoded.
+//! the largest), or not finite, have their products decoded. Where groups lie across the sums, as in right factors of `Blast`, the same
+//! holds for inputs times scales in products of one row, but for `int8` weights too large for the caches.
 
 mod factor;
 mod quantize;

@@ -60,6 +60,15 @@ pub struct Blast {
     v: Factor,
 }
 
+/// Intermediate numbers that a product keeps, where these are enough for `LEAST_AT_ONCE` batch rows: they stay in the caches.
+const AT_ONCE: usize = 1 << 17;
+
+/// Batch rows that are worth reading the weights from memory for.
+const LEAST_AT_ONCE: usize = 64;
+
+/// Batch rows that kernels multiply together.
+const ROWS_TOGETHER: usize = 8;
+
 /// How [`Blast`] is fitted.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum BlastMethod {
@@ -227,7 +236,27 @@ impl Blast {
 }
 
 impl<T: Scalar> Multiply<T> for Blast {
-    fn multiply(&self, Operands { op, x, mut y, update, work }: Operands<'_, T>) {
+    fn multiply(&self, Operands { op, x, mut y, update, mut work }: Operands<'_, T>) {
+        // Parts of nearly equal size.
+        let parts = x.rows().div_ceil(self.most_rows()).max(1);
+        let at_once = x.rows().div_ceil(parts).max(1).next_multiple_of(ROWS_TOGETHER);
+        for first in (0..x.rows()).step_by(at_once) {
+            let rows = first..x.rows().min(first + at_once);
+            let (x, y, work) = (x.batch(rows.clone()), y.reborrow().batch(rows), work.reborrow());
+            self.multiply_rows(Operands { op, x, y, update, work });
+        }
+    }
+}
+
+impl Blast {
+    /// Batch rows that are multiplied at once, at most.
+    fn most_rows(&self) -> usize {
+        let (b1, b2) = self.blocks();
+        let row = (b1 + b2).saturating_mul(self.rank()).max(1);
+        LEAST_AT_ONCE.max(AT_ONCE / row / ROWS_TOGETHER * ROWS_TOGETHER)
+    }
+
+    fn multiply_rows<T: Scalar>(&self, Operands { op, x, mut y, update, work }: Operands<'_, T>) {
         let (batch, rank, policy) = (x.rows(), self.rank(), work.policy);
         let ((b1, b2), (m, n)) = (self.blocks(), self.shape());
         // From the features of one side, in `sources` blocks, to those of the other, in `targets` blocks.
@@ -309,7 +338,7 @@ impl StructuredMatrix for Blast {
         2 * batch as u64 * self.n_params() as u64
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let (b1, b2) = self.blocks();
+        let ((b1, b2), batch) = (self.blocks(), batch.min(self.most_rows()));
         Workspace::<f32>::matrix_len(batch, b1 * self.rank())
             + Workspace::<f32>::matrix_len(batch, b2 * self.rank())
     }
