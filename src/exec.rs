@@ -67,7 +67,7 @@ impl Policy {
 /// Scratch memory and policy of a caller; keep one per thread of yours and reuse it.
 ///
 /// Beside it, a product with four batch rows or more uses up to 200 KiB of stack in `f32` and 400 KiB in `f64`, on each of its threads; one with
-/// integer codes 45 KiB at fewer rows, too.
+/// integer codes 70 KiB at fewer rows, too.
 ///
 /// The scratch grows to what the largest product asked for and stays: after the first call of a shape, no
 /// call allocates.

@@ -18,7 +18,7 @@ use crate::storage::GROUP;
 use std::mem::MaybeUninit;
 
 /// Batch rows of a group: with two vectors of outputs, 16 sums that do not wait for each other.
-pub(super) const ROWS: usize = 8;
+pub(crate) const ROWS: usize = 8;
 /// Batch rows packed at once.
 const BATCH: usize = 128;
 /// Steps packed at once, at most: a panel of them stays in the second-level cache.

@@ -38,6 +38,7 @@ mod team;
 mod view;
 
 pub use aligned::AlignedVec;
+pub(crate) use batches::ROWS as ROWS_TOGETHER;
 pub use level::{Kernel, Level};
 pub use view::{Rows, RowsMut};
 

@@ -8,7 +8,7 @@ mod systems;
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
 use crate::gradient::{Differentiate, gathered};
-use crate::kernels::PanelMap;
+use crate::kernels::{PanelMap, ROWS_TOGETHER};
 use crate::linalg::{Threads, matmul_into, matmul_tn};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
@@ -65,9 +65,6 @@ const AT_ONCE: usize = 1 << 17;
 
 /// Batch rows that are worth reading the weights from memory for.
 const LEAST_AT_ONCE: usize = 64;
-
-/// Batch rows that kernels multiply together.
-const ROWS_TOGETHER: usize = 8;
 
 /// How [`Blast`] is fitted.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
