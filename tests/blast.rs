@@ -67,18 +67,44 @@ fn product_is_the_entry_formula() {
 /// Large batches are multiplied in parts, with scratch for one of them.
 #[test]
 fn large_batches_are_multiplied_in_parts() {
-    let spec = BlastSpec::new((16, 15), 120);
-    let blast = Blast::random((130, 125), &spec, Storage::F32, 1).unwrap();
-    let dense = blast.to_dense_f64();
-    for batch in [64, 65, 127, 128, 129, 200] {
-        assert_eq!(blast.scratch_len(batch), blast.scratch_len(64));
-        let (x, dx) = (gaussian_of::<f32>(batch, 125, 2), gaussian_of::<f32>(batch, 130, 3));
-        let exact = |a: &Array2<f32>, w: &Array2<f64>| a.mapv(f64::from).dot(w);
-        for (y, exact) in [
-            (blast.matmul(&x).unwrap(), exact(&x, &dense.t().to_owned())),
-            (blast.matmul_transpose(&dx).unwrap(), exact(&dx, &dense)),
-        ] {
-            assert!(difference(&y, &exact) < 1e-6, "{batch} rows");
+    // Some ranks at a time where blocks are many, in each storage; cuts of the features that blocks do not divide, and such that they do.
+    for (shape, blocks, rank, storage) in [
+        ((130, 125), (16, 15), 120, Storage::F32),
+        ((130, 125), (13, 5), 100, Storage::Int8),
+        ((130, 128), (26, 32), 128, Storage::Bf16),
+        ((136, 128), (17, 32), 90, Storage::Int4),
+        ((70, 65), (2, 3), 40, Storage::F32),
+    ] {
+        let blast = Blast::random(shape, &BlastSpec::new(blocks, rank), storage, 1).unwrap();
+        let dense = blast.to_dense_f64();
+        // As much scratch as threads may share.
+        assert_eq!(blast.scratch_len(1 << 10), blast.scratch_len(1 << 20));
+        for batch in [31, 32, 33, 64, 65, 97, 200] {
+            let (x, dx) = (gaussian_of::<f32>(batch, shape.1, 2), gaussian_of::<f32>(batch, shape.0, 3));
+            for (transposed, x, exact) in
+                [(false, &x, x.mapv(f64::from).dot(&dense.t())), (true, &dx, dx.mapv(f64::from).dot(&dense))]
+            {
+                let product = |threads: usize, update: Update| {
+                    let mut exec = if threads == 1 { Exec::new() } else { Exec::threads(threads) };
+                    let mut y = Array2::ones(exact.dim());
+                    let done = if transposed {
+                        blast.apply_transpose_into(x, &mut y, update, &mut exec)
+                    } else {
+                        blast.apply_into(x, &mut y, update, &mut exec)
+                    };
+                    done.map(|()| y).unwrap()
+                };
+                let y = product(1, Update::Overwrite);
+                assert!(difference(&y, &exact) < 1e-6, "{blocks:?} {storage} {batch} rows");
+                assert!(difference(&(product(1, Update::Accumulate) - 1.0), &exact) < 1e-6);
+                for threads in [2, 3, 5, 40] {
+                    assert_eq!(
+                        product(threads, Update::Overwrite),
+                        y,
+                        "{blocks:?} {batch} rows, {threads} threads"
+                    );
+                }
+            }
         }
     }
 }

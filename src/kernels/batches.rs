@@ -10,7 +10,7 @@ use super::gemm::{Io, Job};
 use super::level::{Kernel, Level};
 use super::packing::{Lanes, PANEL, Packing};
 use super::panels::{Inputs, Stream, put, tile};
-use super::simd::{Simd, prefetch, transpose};
+use super::simd::{Simd, prefetch, shuffle, transpose, vectors};
 use super::source::{Source, Stored};
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
@@ -89,8 +89,21 @@ impl<T: Scalar, W: Source> Kernel<T> for Batches<'_, '_, T, W> {
                         let (weights, width, far) = unsafe {
                             match (in_place, job.packing) {
                                 (Some((packing, numbers)), _) => {
-                                    let (at, width) = packing.panel(job.first_block + block, start);
-                                    (numbers.add(at + from * width), width, width * depth * size_of::<T>())
+                                    let (at, width) = job.panel(packing, block, start, from);
+                                    // What comes next.
+                                    let (block, start, from) = if start + PANEL < job.outputs.end {
+                                        (block, start + PANEL, from)
+                                    } else if from + most < depth {
+                                        (block, job.outputs.start, from + most)
+                                    } else {
+                                        (block + 1, job.outputs.start, 0)
+                                    };
+                                    let next = job.panel(packing, block, start, from).0;
+                                    (
+                                        numbers.add(at),
+                                        width,
+                                        next.wrapping_sub(at).wrapping_mul(size_of::<T>()),
+                                    )
                                 }
                                 (None, Some(p)) => {
                                     if (p.lanes == Lanes::Rows) == forward {
@@ -152,28 +165,27 @@ impl<T: Scalar> Kernel<T> for Pack<'_, '_, T> {
                     let run = if contiguous { len } else { map.group - (from + k) % map.group }.min(len - k);
                     let (x, to) = (x.add(feature(from + k)), to.add(k * rows));
                     k += run;
-                    if rows < ROWS || S::LANES < ROWS || run < ROWS / 2 {
+                    if rows < ROWS || run < ROWS / 2 {
                         for (i, r) in (0..run).flat_map(|i| (0..rows).map(move |r| (i, r))) {
                             *to.add(i * rows + r) = *x.add(r * io.x.stride() + i);
                         }
                         continue;
                     }
-                    // Squares of vectors; of longer vectors the first rows are wanted.
+                    // A vector of each row at a time.
                     for i in (0..run).step_by(S::LANES) {
                         let count = S::LANES.min(run - i);
-                        let mut square = [simd.zero(); 16];
-                        for r in 0..ROWS {
+                        let steps: [S::V; ROWS] = vectors(simd, |r| {
                             let x = x.add(r * io.x.stride() + i);
-                            square[r] =
-                                if count == S::LANES { simd.load(x) } else { simd.load_part(x, count) };
-                        }
-                        let square = transpose(simd, square);
-                        for k in 0..count {
-                            let to = to.add((i + k) * ROWS);
-                            if S::LANES == ROWS {
-                                simd.store(to, square[k]);
+                            if count == S::LANES { simd.load(x) } else { simd.load_part(x, count) }
+                        });
+                        let steps = shuffle(simd, steps, ROWS.ilog2());
+                        let (to, numbers) = (to.add(i * ROWS), count * ROWS);
+                        for (v, at) in (0..numbers).step_by(S::LANES).enumerate() {
+                            let left = numbers - at;
+                            if left >= S::LANES {
+                                simd.store(to.add(at), steps[v]);
                             } else {
-                                simd.store_part(to, square[k], ROWS);
+                                simd.store_part(to.add(at), steps[v], left);
                             }
                         }
                     }
@@ -196,7 +208,7 @@ struct Run<'a, 'j, T> {
     packed: *const T,
     overwrite: bool,
     w: Stream<Numbers<T>>,
-    /// Bytes to the panel that comes next, where there is one.
+    /// Bytes to the weights that come next, where they are not decoded first.
     far: usize,
 }
 
@@ -271,22 +283,22 @@ unsafe fn decode_lanes<T: Scalar, S: Simd<T>, W: Source>(
     len: usize,
     decoded: *mut T,
 ) {
-    let (at, width) = packing.panel(job.first_block + block, start);
-    let scales = packing.panel_scales(job.first_block + block, start);
-    let (at, by_step) = (at + from * width, packing.lanes == Lanes::Cols);
+    let (at, width) = job.panel(packing, block, start, from);
+    let scales = job.panel_scales(packing, block, start, from);
+    let by_step = packing.lanes == Lanes::Cols;
     // SAFETY: the caller's.
     unsafe {
         for lane in (0..outputs).step_by(S::LANES) {
             for group in (0..len).step_by(GROUP) {
                 let of_lanes = if W::SCALED && !by_step {
-                    job.source.scales(simd, scales + (from + group) / GROUP * width + lane)
+                    job.source.scales(simd, scales + group / GROUP * width + lane)
                 } else {
                     simd.zero()
                 };
                 for k in group..len.min(group + GROUP) {
                     let mut w = job.source.codes(simd, at + k * width + lane);
                     if W::SCALED && by_step {
-                        w = simd.mul(w, job.source.scale(simd, scales + from + k));
+                        w = simd.mul(w, job.source.scale(simd, scales + k));
                     } else if W::SCALED {
                         w = simd.mul(w, of_lanes);
                     }
@@ -316,21 +328,21 @@ unsafe fn decode_steps<T: Scalar, S: Simd<T>, W: Source>(
     unsafe {
         for lane in (0..len).step_by(S::LANES) {
             let first = (from + lane) / PANEL * PANEL;
-            let (at, width) = packing.panel(job.first_block + block, first);
-            let scales = packing.panel_scales(job.first_block + block, first);
+            let (at, width) = job.panel(packing, block, first, start);
+            let scales = job.panel_scales(packing, block, first, start);
             let inside = from + lane - first;
             for step in (0..outputs).step_by(S::LANES) {
                 let mut square = [simd.zero(); 16];
                 let of_lanes = if W::SCALED && !by_step {
-                    job.source.scales(simd, scales + (start + step) / GROUP * width + inside)
+                    job.source.scales(simd, scales + step / GROUP * width + inside)
                 } else {
                     simd.zero()
                 };
                 for i in 0..S::LANES.min(outputs - step) {
-                    let w = job.source.codes(simd, at + (start + step + i) * width + inside);
+                    let w = job.source.codes(simd, at + (step + i) * width + inside);
                     square[i] = match W::SCALED {
                         false => w,
-                        true if by_step => simd.mul(w, job.source.scale(simd, scales + start + step + i)),
+                        true if by_step => simd.mul(w, job.source.scale(simd, scales + step + i)),
                         true => simd.mul(w, of_lanes),
                     };
                 }
@@ -365,14 +377,18 @@ unsafe fn decode_rows<T: Scalar, S: Simd<T>, W: Source>(
             if left >= S::LANES { source.load(simd, row, col) } else { source.load_tail(simd, row, col) }
         }
     };
+    let first_column = job.column;
     // SAFETY: the caller's.
     unsafe {
         if job.op == Op::Transpose {
             for k in 0..len {
                 for o in (0..outputs).step_by(S::LANES) {
-                    prefetch(source.address(first + from + k + ROWS, start + o));
+                    prefetch(source.address(first + from + k + ROWS, first_column + start + o));
                     let left = job.map.cols - start - o;
-                    simd.store(decoded.add(k * PANEL + o), load(first + from + k, start + o, left));
+                    simd.store(
+                        decoded.add(k * PANEL + o),
+                        load(first + from + k, first_column + start + o, left),
+                    );
                 }
             }
             return;
@@ -381,7 +397,7 @@ unsafe fn decode_rows<T: Scalar, S: Simd<T>, W: Source>(
             for k in (0..len).step_by(S::LANES) {
                 let mut square = [simd.zero(); 16];
                 for i in 0..S::LANES.min(outputs - o) {
-                    square[i] = load(first + start + o + i, from + k, job.map.cols - from - k);
+                    square[i] = load(first + start + o + i, first_column + from + k, job.map.cols - from - k);
                 }
                 let square = transpose(simd, square);
                 for i in 0..S::LANES.min(len - k) {

@@ -617,8 +617,17 @@ mod tests {
             let packing = Packing::new((1, 64, 64), op.order(Lanes::Rows, Lanes::Cols).0, false);
             let source = Int8::packed(codes, scales, 64, 64);
             let (blocks, outputs) = (0..1, 0..64);
-            let job =
-                Job { source, first: 0, first_block: 0, packing, io, blocks, outputs, in_digits: false };
+            let job = Job {
+                source,
+                first: 0,
+                first_block: 0,
+                column: 0,
+                packing,
+                io,
+                blocks,
+                outputs,
+                in_digits: false,
+            };
             serves(&job, level)
         };
         assert_eq!(serves_rows(Op::Forward, 1, Level::Avx512, 1.0), Vnni::found());

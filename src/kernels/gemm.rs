@@ -2,7 +2,7 @@
 
 use super::batches::{self, Batches};
 use super::level::{Kernel, Level};
-use super::packing::Packing;
+use super::packing::{Lanes, PANEL, Packing};
 use super::simd::Simd;
 use super::source::Source;
 use super::view::{Rows, RowsMut};
@@ -126,6 +126,8 @@ pub(super) struct Job<'a, T, W> {
     pub(super) first: usize,
     /// First block of the stack in `source`, where it is packed.
     pub(super) first_block: usize,
+    /// First column of the blocks that takes part, a multiple of [`PANEL`].
+    pub(super) column: usize,
     pub(super) packing: Option<Packing>,
     pub(super) io: Io<'a, T>,
     pub(super) blocks: Range<usize>,
@@ -152,11 +154,45 @@ impl<T, W> Job<'_, T, W> {
     }
 }
 
+impl<T, W: Source> Job<'_, T, W> {
+    /// Whether all columns take part.
+    fn is_whole(&self) -> bool {
+        self.map.cols == self.source.cols()
+    }
+
+    /// The number at a step of the panel that starts at `lane` of the columns or rows that take part, and the panel's width.
+    #[inline(always)]
+    pub(super) fn panel(&self, packing: Packing, block: usize, lane: usize, step: usize) -> (usize, usize) {
+        let (lane, step) = self.place(packing, lane, step);
+        let (at, width) = packing.panel(self.first_block + block, lane);
+        (at + step * width, width)
+    }
+
+    /// Its scale.
+    #[inline(always)]
+    pub(super) fn panel_scales(&self, packing: Packing, block: usize, lane: usize, step: usize) -> usize {
+        let (lane, step) = self.place(packing, lane, step);
+        let (scales, width) =
+            (packing.panel_scales(self.first_block + block, lane), packing.panel(0, lane).1);
+        scales + if packing.lanes == Lanes::Rows { step / GROUP * width } else { step }
+    }
+
+    #[inline(always)]
+    fn place(&self, packing: Packing, lane: usize, step: usize) -> (usize, usize) {
+        match packing.lanes {
+            Lanes::Rows => (lane, step + self.column),
+            Lanes::Cols => (lane + self.column, step),
+        }
+    }
+}
+
 /// What to multiply with the panels of a source.
 #[derive(Debug)]
 pub struct PanelProduct<'a, T> {
     /// First row of the stack in the source.
     pub(crate) first: usize,
+    /// First column of the blocks in the source.
+    pub(crate) column: usize,
     /// How the source is packed; `None` where its rows lie one after the other.
     pub(crate) packing: Option<Packing>,
     pub(crate) map: PanelMap,
@@ -170,32 +206,37 @@ pub struct PanelProduct<'a, T> {
 /// `Y (+)= X Bᵀ` (forward) or `Y (+)= X B` (transposed), `B` the block diagonal matrix of `map.blocks` blocks that start
 /// at row `first` of `source`. Panics when the operands do not fit.
 pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_, T>) {
-    let PanelProduct { first, packing, map, op, x, mut y, update, policy } = product;
+    let PanelProduct { first, column, packing, map, op, x, mut y, update, policy } = product;
     let (row_features, col_features) = (map.blocks * map.rows, map.blocks * map.cols);
     let (outputs, inputs) = op.order(row_features, col_features);
-    assert!(source.cols() == map.cols && first + row_features <= source.rows());
+    let whole = source.cols() == map.cols;
+    assert!(column + map.cols <= source.cols() && first + row_features <= source.rows());
+    let end = column + map.cols;
+    let between = column.is_multiple_of(PANEL) && (end == source.cols() || end.is_multiple_of(PANEL));
+    assert!(whole || between, "columns are cut between panels");
     assert!(x.rows() == y.rows() && x.cols() == inputs && y.cols() == outputs);
     let io = Io { map, op, x, y_stride: y.stride(), y: Output(y.as_mut_ptr()), update };
     let work = map.blocks.saturating_mul(map.rows).saturating_mul(map.cols).saturating_mul(x.rows());
     if let Some(packing) = packing {
         if packing.is_shared() {
-            assert!(first == 0 && packing.shares(map));
+            assert!(whole && first == 0 && packing.shares(map));
             return narrow::multiply(source, packing, io, policy.tasks(work), policy.level);
         }
         // Panels are used whole.
-        assert!(packing.rows == map.rows && packing.cols == map.cols && first.is_multiple_of(map.rows));
+        assert!(packing.rows == map.rows && packing.cols == source.cols() && first.is_multiple_of(map.rows));
     }
     let mut job = Job {
         source,
         first,
         first_block: if packing.is_some() { first / map.rows } else { 0 },
+        column,
         packing,
         io,
         blocks: 0..map.blocks,
         outputs: 0..op.order(map.rows, map.cols).0,
         in_digits: false,
     };
-    job.in_digits = digits::serves(&job, policy.level);
+    job.in_digits = whole && digits::serves(&job, policy.level);
     split(&job, policy.tasks(work), policy);
 }
 
@@ -204,7 +245,7 @@ fn split<T: Scalar, W: Source>(job: &Job<'_, T, W>, tasks: usize, policy: Policy
     let halves = if tasks < 2 { None } else { halves(job) };
     match halves {
         None if job.in_digits => digits::multiply(job),
-        None if job.x.rows() < PACKED_BATCH => T::dispatch(policy.level, job),
+        None if job.x.rows() < PACKED_BATCH && job.is_whole() => T::dispatch(policy.level, job),
         None => in_batches(job, policy.level),
         Some((left, right)) => {
             let half = tasks / 2;
@@ -518,6 +559,71 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Columns in two parts, each with inputs or outputs of its own, are the whole product.
+    #[test]
+    fn parts_of_the_columns_add_up() {
+        for (blocks, rows, cols, at) in [(1, 40, 70, 32), (3, 33, 200, 128), (2, 5, 33, 32), (1, 600, 40, 32)]
+        {
+            for (storage, op) in Storage::ALL.into_iter().flat_map(|s| [(s, Op::Forward), (s, Op::Transpose)])
+            {
+                let value = |b: usize, i: usize, j: usize| number((b * rows + i) * cols + j);
+                let factor = Factor::from_fn(storage, (blocks, rows, cols), value);
+                let layouts = [Op::Forward, Op::Transpose].map(|op| factor.clone().packed(op, blocks));
+                for factor in layouts.iter().chain([&factor]) {
+                    for (level, batch) in Level::available().flat_map(|l| [1, 3, 8, 21].map(|b| (l, b))) {
+                        let policy = Policy { level, parallelism: crate::Parallelism::Threads(2) };
+                        let mut got = vec![1.0; batch * op.order(blocks * rows, blocks * cols).0];
+                        for (from, width) in [(0, at), (at, cols - at)] {
+                            let map = PanelMap::contiguous(blocks, rows, width);
+                            let column = |j: usize| j / width * cols + from + j % width;
+                            let (outputs, inputs) = op.order(blocks * rows, blocks * width);
+                            let feature = |i: usize| if op == Op::Forward { column(i) } else { i };
+                            let x: Vec<f32> = (0..batch * inputs)
+                                .map(|i| number(i / inputs * 7 + feature(i % inputs)) as f32)
+                                .collect();
+                            let mut y = vec![0.0f32; batch * outputs];
+                            let (xs, ys) = (
+                                Rows::new(&x, batch, inputs, inputs),
+                                RowsMut::new(&mut y, batch, outputs, outputs),
+                            );
+                            factor.multiply_part(0, from, map, op, xs, ys, Update::Accumulate, policy);
+                            for (i, y) in y.iter().enumerate() {
+                                let o = i % outputs;
+                                let o = if op == Op::Forward { o } else { column(o) };
+                                got[i / outputs * op.order(blocks * rows, blocks * cols).0 + o] += y;
+                            }
+                        }
+                        let (outputs, inputs) = op.order(rows, cols);
+                        for (i, got) in got.iter().enumerate() {
+                            let (r, o) = (i / (blocks * outputs), i % (blocks * outputs));
+                            let (b, o) = (o / outputs, o % outputs);
+                            let term = |k: usize| {
+                                let (row, col) = op.order(o, k);
+                                factor.get(b, row, col) * number(r * 7 + b * inputs + k)
+                            };
+                            let (sum, size) =
+                                (0..inputs).map(term).fold((1.0, 1.0), |(s, a), t| (s + t, a + f64::abs(t)));
+                            assert!(
+                                (f64::from(*got) - sum).abs() <= 1e-6 * size,
+                                "{storage} {op:?} {level} batch {batch}: {blocks} x {rows} x {cols}, output {i}: {got}, {sum}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "between panels")]
+    fn columns_are_not_cut_inside_a_panel() {
+        let factor = Factor::from_fn(Storage::F32, (1, 40, 70), |_, i, j| number(i + j));
+        let (x, mut y) = ([0.0f32; 54], [0.0f32; 40]);
+        let (x, y) = (Rows::new(&x, 1, 54, 54), RowsMut::new(&mut y, 1, 40, 40));
+        let map = PanelMap::contiguous(1, 40, 54);
+        factor.multiply_part(0, 16, map, Op::Forward, x, y, Update::Overwrite, Policy::default());
     }
 
     #[test]

@@ -17,8 +17,10 @@ const KEPT: usize = 1 << 18;
 /// What to scale and add up: $y_q = \sum_p a_{qp} \circ x_p$, with $a_{qp}$ row `p strides.0 + q strides.1` of a source.
 #[derive(Debug)]
 pub struct Mix<'a, T> {
-    /// Number of blocks of the inputs and of the outputs, each as wide as the source.
+    /// Number of blocks of the inputs and of the outputs, each as wide as the columns.
     pub(crate) blocks: (usize, usize),
+    /// Columns of the source that take part.
+    pub(crate) columns: Range<usize>,
     pub(crate) strides: (usize, usize),
     /// How the source is packed: its columns in the lanes; `None` where its rows lie one after the other.
     pub(crate) packing: Option<Packing>,
@@ -29,8 +31,11 @@ pub struct Mix<'a, T> {
 
 /// Computes it. Panics when the operands do not fit.
 pub(crate) fn mix<T: Scalar, W: Source>(source: W, mix: Mix<'_, T>) {
-    let Mix { blocks: (inputs, outputs), strides, packing, x, mut y, policy } = mix;
-    let cols = source.cols();
+    let Mix { blocks: (inputs, outputs), columns, strides, packing, x, mut y, policy } = mix;
+    let cols = columns.len();
+    assert!(columns.start <= columns.end && columns.end <= source.cols());
+    let between = |column: usize| column == source.cols() || column.is_multiple_of(PANEL);
+    assert!(between(columns.start) && between(columns.end));
     assert!(x.rows() == y.rows() && x.cols() == inputs * cols && y.cols() == outputs * cols);
     assert!(
         inputs == 0 || outputs == 0 || (inputs - 1) * strides.0 + (outputs - 1) * strides.1 < source.rows()
@@ -40,8 +45,17 @@ pub(crate) fn mix<T: Scalar, W: Source>(source: W, mix: Mix<'_, T>) {
     assert!(packing.is_none_or(in_lanes), "the packing is for other products");
     let work = x.rows().saturating_mul(inputs).saturating_mul(y.cols());
     let y_stride = y.stride();
-    let job =
-        Job { source, inputs, strides, packing, x, y: Output(y.as_mut_ptr()), y_stride, outputs: 0..outputs };
+    let job = Job {
+        source,
+        inputs,
+        columns,
+        strides,
+        packing,
+        x,
+        y: Output(y.as_mut_ptr()),
+        y_stride,
+        outputs: 0..outputs,
+    };
     split(job, policy.tasks(work), policy);
 }
 
@@ -50,6 +64,7 @@ pub(crate) fn mix<T: Scalar, W: Source>(source: W, mix: Mix<'_, T>) {
 struct Job<'a, T, W> {
     source: W,
     inputs: usize,
+    columns: Range<usize>,
     strides: (usize, usize),
     packing: Option<Packing>,
     x: Rows<'a, T>,
@@ -73,11 +88,11 @@ impl<T: Scalar, W: Source> Kernel<T> for Job<'_, T, W> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
-        let cols = self.source.cols();
+        let Range { start, end } = self.columns;
         let panel = (self.source.rows() * PANEL * W::BYTES).max(1);
         let near = (KEPT / panel).max(1) * PANEL;
-        for first in (0..cols).step_by(near) {
-            let columns = first..cols.min(first + near);
+        for first in (start..end).step_by(near) {
+            let columns = first..end.min(first + near);
             let mut b = 0;
             while b < self.x.rows() {
                 // SAFETY: batch rows and columns are in range by the loop bounds.
@@ -179,13 +194,14 @@ unsafe fn tile<
     b: usize,
 ) {
     let (source, Columns { first, at, stride, scale }) = (job.source, columns);
-    let cols = source.cols();
-    let left = cols - first;
+    let (cols, left) = (job.columns.len(), job.columns.end - first);
+    // Where the column lies in a block.
+    let inside = first - job.columns.start;
     let mut sums = [[[simd.zero(); V]; B]; Q];
     // SAFETY: the caller's; packed sources have numbers beyond the last one.
     unsafe {
         for p in 0..job.inputs {
-            let x = job.x.as_ptr().add(b * job.x.stride() + p * cols + first);
+            let x = job.x.as_ptr().add(b * job.x.stride() + p * cols + inside);
             let mut xs = [[simd.zero(); V]; B];
             for (i, xs) in xs.iter_mut().enumerate() {
                 *xs = vectors(simd, |v| {
@@ -218,7 +234,7 @@ unsafe fn tile<
         for (k, sums) in sums.iter().enumerate() {
             for (i, sums) in sums.iter().enumerate() {
                 for (v, sum) in sums.iter().enumerate() {
-                    let y = job.y.0.add((b + i) * job.y_stride + (q + k) * cols + first + v * S::LANES);
+                    let y = job.y.0.add((b + i) * job.y_stride + (q + k) * cols + inside + v * S::LANES);
                     let left = left - v * S::LANES;
                     if left >= S::LANES { simd.store(y, *sum) } else { simd.store_part(y, *sum, left) }
                 }
@@ -239,8 +255,8 @@ mod tests {
         (i.wrapping_mul(2_654_435_761) >> 9 & 15) as f64 - 7.0
     }
 
-    fn check<T: Scalar>(factor: &Factor, op: Op, batch: usize, policy: Policy) {
-        let (matrices, rows, cols) = factor.shape();
+    fn check<T: Scalar>(factor: &Factor, op: Op, batch: usize, columns: Range<usize>, policy: Policy) {
+        let ((matrices, rows, _), cols) = (factor.shape(), columns.len());
         let (outputs, inputs) = op.order(matrices, rows);
         let (x_stride, y_stride) = (inputs * cols + 3, outputs * cols + 1);
         let x: Vec<T> = (0..batch * x_stride).map(|i| T::narrow(number(i + 5))).collect();
@@ -249,13 +265,13 @@ mod tests {
             Rows::new(&x, batch, inputs * cols, x_stride),
             RowsMut::new(&mut y, batch, outputs * cols, y_stride),
         );
-        factor.mix(op, xs, ys, policy);
+        factor.mix_columns(columns.clone(), op, xs, ys, policy);
         for (b, q, j) in
             (0..batch).flat_map(|b| (0..outputs).flat_map(move |q| (0..cols).map(move |j| (b, q, j))))
         {
             let term = |p: usize| {
                 let (matrix, row) = op.order(q, p);
-                factor.get(matrix, row, j) * x[b * x_stride + p * cols + j].widen()
+                factor.get(matrix, row, columns.start + j) * x[b * x_stride + p * cols + j].widen()
             };
             let (sum, size) = (0..inputs).map(term).fold((0.0, 0.0), |(s, a), t| (s + t, a + f64::abs(t)));
             let got = y[b * y_stride + q * cols + j].widen();
@@ -290,8 +306,11 @@ mod tests {
                 {
                     for level in Level::available() {
                         for parallelism in [Parallelism::Seq, Parallelism::Threads(3)] {
-                            check::<f32>(&factor, op, batch, Policy { parallelism, level });
-                            check::<f64>(&factor, op, batch, Policy { parallelism, level });
+                            let policy = Policy { parallelism, level };
+                            for columns in [0..cols, 0..cols.min(PANEL), cols.min(PANEL)..cols] {
+                                check::<f32>(&factor, op, batch, columns.clone(), policy);
+                                check::<f64>(&factor, op, batch, columns, policy);
+                            }
                         }
                     }
                 }
@@ -304,6 +323,6 @@ mod tests {
     fn a_factor_laid_out_for_other_products_is_refused() {
         let factor =
             Factor::from_fn(Storage::F32, (2, 2, 20), |_, i, j| number(i + j)).packed(Op::Transpose, 2);
-        check::<f32>(&factor, Op::Forward, 1, Policy::default());
+        check::<f32>(&factor, Op::Forward, 1, 0..20, Policy::default());
     }
 }

@@ -54,7 +54,7 @@ pub(crate) use level::run;
 #[doc(hidden)]
 pub use mix::Mix;
 pub(crate) use mix::mix;
-pub(crate) use packing::{Lanes, Packing, SLACK};
+pub(crate) use packing::{Lanes, PANEL, Packing, SLACK};
 pub(crate) use sparse::{
     CACHED, gathers, multiply_sparse, multiply_windows, sparse_cost, sparse_scratch_len, takes_slices,
 };

@@ -473,7 +473,7 @@ impl Factor {
         assert!(block < self.blocks && range.start <= range.end && range.end <= self.rows);
         let first = block * self.rows + range.start;
         let map = PanelMap::contiguous(1, range.len(), self.cols);
-        T::panels(self, PanelProduct { first, packing: self.packing, map, op, x, y, update, policy });
+        self.multiply_part(first, 0, map, op, x, y, update, policy);
     }
 
     /// All matrices of the stack at once, each on its own features, or all rows of the stack cut into another number of blocks. Inputs and
@@ -488,7 +488,24 @@ impl Factor {
         policy: Policy,
     ) {
         assert!(map.blocks * map.rows == self.blocks * self.rows && map.cols == self.cols);
-        T::panels(self, PanelProduct { first: 0, packing: self.packing, map, op, x, y, update, policy });
+        self.multiply_part(0, 0, map, op, x, y, update, policy);
+    }
+
+    /// The same for the stack of blocks that starts at row `first` of the rows one below the other and column `column`. Columns start and end at
+    /// multiples of [`PANEL`](crate::kernels::PANEL), or at the last one.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn multiply_part<T: Scalar>(
+        &self,
+        first: usize,
+        column: usize,
+        map: PanelMap,
+        op: Op,
+        x: Rows<'_, T>,
+        y: RowsMut<'_, T>,
+        update: Update,
+        policy: Policy,
+    ) {
+        T::panels(self, PanelProduct { first, column, packing: self.packing, map, op, x, y, update, policy });
     }
 
     /// `y (+)= a ∘ x` for the row `a = A[row, from..]` of matrix `block`, entry by entry.
@@ -511,10 +528,23 @@ impl Factor {
     /// $y_q = \sum_p a_{qp} \circ x_p$ for blocks of `x` and `y` as wide as a row, with $a_{qp}$ row `p` of matrix `q` (forward) or row `q` of
     /// matrix `p` (transposed). Panics when `x` and `y` do not fit, or a packed factor is laid out for other products.
     pub fn mix<T: Scalar>(&self, op: Op, x: Rows<'_, T>, y: RowsMut<'_, T>, policy: Policy) {
+        self.mix_columns(0..self.cols, op, x, y, policy);
+    }
+
+    /// The same with columns `columns` alone, which blocks of `x` and `y` are as wide as. They start at a multiple of [`PANEL`](crate::kernels::PANEL), and end
+    /// at one or at the last.
+    pub(crate) fn mix_columns<T: Scalar>(
+        &self,
+        columns: Range<usize>,
+        op: Op,
+        x: Rows<'_, T>,
+        y: RowsMut<'_, T>,
+        policy: Policy,
+    ) {
         let (outputs, inputs) = op.order(self.blocks, self.rows);
         let strides = op.order((1, self.rows), (self.rows, 1)).0;
         let packing = self.packing;
-        T::mix(self, Mix { blocks: (inputs, outputs), strides, packing, x, y, policy });
+        T::mix(self, Mix { blocks: (inputs, outputs), columns, strides, packing, x, y, policy });
     }
 
     pub(crate) fn panels<T: Scalar>(&self, product: PanelProduct<'_, T>) {

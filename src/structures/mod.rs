@@ -19,6 +19,7 @@ mod low_rank;
 mod low_rank_columns;
 mod remapped_low_rank;
 pub(crate) mod shared_blocks;
+mod shares;
 mod sparse;
 mod sparse_low_rank;
 pub(crate) mod stack;

@@ -1,6 +1,7 @@
 //! What the structures that multiply by Fourier transforms share: rows over threads, convolutions.
 
-use crate::exec::{SCRATCH_ALIGN, Workspace};
+use super::shares::{Shares, share_len};
+use crate::exec::Workspace;
 use crate::kernels::{Convolution, Level, RealFft, Rows, RowsMut, SpectrumCache, spectrum_len};
 use crate::linalg;
 use crate::matrix::{Op, Operands, Update};
@@ -17,11 +18,7 @@ const MAX_PARTS: usize = 4;
 
 /// Scratch of [`for_rows`] when each task needs `per_task` entries.
 pub(crate) fn scratch_len(batch: usize, per_task: usize) -> usize {
-    task_len(per_task).saturating_mul(batch.min(MAX_TASKS))
-}
-
-fn task_len(per_task: usize) -> usize {
-    per_task.checked_next_multiple_of(SCRATCH_ALIGN).unwrap_or(usize::MAX)
+    share_len(per_task).saturating_mul(batch.min(MAX_TASKS))
 }
 
 /// Multiply-adds x 2 of a real transform, by the usual count.
@@ -61,28 +58,8 @@ fn for_parts<T: Scalar>(
 ) {
     let rows = y.rows();
     let tasks = work.policy.tasks((flops / 2) as usize * rows).min(rows).clamp(1, MAX_TASKS);
-    let (scratch, _) = work.slice(task_len(per_task) * tasks);
-    split(x, y, scratch, tasks, each);
-}
-
-fn split<T: Scalar>(
-    x: Rows<'_, T>,
-    y: RowsMut<'_, T>,
-    scratch: &mut [T],
-    tasks: usize,
-    each: &(impl Fn(Rows<'_, T>, RowsMut<'_, T>, &mut [T]) + Sync),
-) {
-    if tasks < 2 {
-        return each(x, y, scratch);
-    }
-    let (rows, half) = (y.rows(), tasks / 2);
-    let at = rows * half / tasks;
-    let (top, bottom) = y.split_batch(at);
-    let (first, second) = scratch.split_at_mut(scratch.len() / tasks * half);
-    crate::kernels::join(
-        || split(x.batch(0..at), top, first, half, each),
-        || split(x.batch(at..rows), bottom, second, tasks - half, each),
-    );
+    let (scratch, _) = work.slice(share_len(per_task) * tasks);
+    Shares { count: tasks, together: 1 }.run(x, y, scratch, each);
 }
 
 /// Rows that a grid of convolutions takes through its product together: several where weights outnumber the spectra of a row.
@@ -106,7 +83,7 @@ pub(crate) fn convolve_scratch_len(
     let task = convolve_task_len(batch, len, shape, row, cache);
     // For either direction.
     let parts = if batch == 1 && row == 0 { most_parts(shape.0.max(shape.1)) } else { 1 };
-    scratch_len(batch, task).max(task_len(task).saturating_mul(parts))
+    scratch_len(batch, task).max(share_len(task).saturating_mul(parts))
 }
 
 /// Spectra of a group of rows, a row, and what transforms need.
@@ -120,7 +97,7 @@ fn convolve_task_len(
     let spectra =
         group(shape).min(batch).saturating_mul((shape.0 + shape.1).saturating_mul(spectrum_len(len)));
     spectra
-        .saturating_add(task_len(row).saturating_mul(2))
+        .saturating_add(share_len(row).saturating_mul(2))
         .saturating_add(cache.transform_scratch_len(&[len]))
 }
 
@@ -150,15 +127,15 @@ pub(crate) fn convolve<T: Scalar>(
     // Threads share several rows, and the outputs of one, where weights take longer than the way to another core and back.
     let parts = work.policy.tasks(grid.len() / 2).min(most_parts(outputs));
     if x.rows() == 1 && row == 0 && parts > 1 {
-        let (scratch, _) = work.slice(task_len(per_task) * parts);
+        let (scratch, _) = work.slice(share_len(per_task) * parts);
         let part = Part { convolution, op, level, x: x.row(0), update, outputs: 0..outputs };
         return part.split(y, scratch, parts);
     }
     for_parts(x, y, work, per_task, flops, &|x, mut y, scratch| {
         let (before, scratch) = scratch.split_at_mut(group * x_len);
         let (after, scratch) = scratch.split_at_mut(group * y_len);
-        let (space, scratch) = scratch.split_at_mut(2 * task_len(row));
-        let (in_row, out_row) = space.split_at_mut(task_len(row));
+        let (space, scratch) = scratch.split_at_mut(2 * share_len(row));
+        let (in_row, out_row) = space.split_at_mut(share_len(row));
         let (in_row, out_row) = (&mut in_row[..row], &mut out_row[..row]);
         for start in (0..y.rows()).step_by(group) {
             let rows = group.min(y.rows() - start);

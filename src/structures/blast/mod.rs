@@ -5,10 +5,11 @@ mod fit;
 mod sweeps;
 mod systems;
 
+use super::shares::Shares;
 use crate::error::{Error, Result};
-use crate::exec::Workspace;
+use crate::exec::{Parallelism, Policy, Workspace};
 use crate::gradient::{Differentiate, gathered};
-use crate::kernels::{PanelMap, ROWS_TOGETHER};
+use crate::kernels::{PANEL, PanelMap, ROWS_TOGETHER, Rows, RowsMut};
 use crate::linalg::{Threads, matmul_into, matmul_tn};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
@@ -60,11 +61,20 @@ pub struct Blast {
     v: Factor,
 }
 
-/// Intermediate numbers that a product keeps, where these are enough for `LEAST_AT_ONCE` batch rows: they stay in the caches.
+/// Batch rows that are multiplied at once.
+const ROWS_AT_ONCE: usize = 32;
+
+/// Intermediate numbers of such a part, for as many entries of the diagonals as that leaves: they stay in the second-level cache.
 const AT_ONCE: usize = 1 << 17;
 
-/// Batch rows that are worth reading the weights from memory for.
-const LEAST_AT_ONCE: usize = 64;
+/// Entries of the diagonals that take part at once, at least: each time all outputs are added to.
+const LEAST_RANKS: usize = 2 * PANEL;
+
+/// Batch rows that are worth a thread of their own, which reads all weights.
+const LEAST_ROWS: usize = 16;
+
+/// Threads that share a batch at most, which bounds the scratch.
+const MOST_SHARES: usize = 16;
 
 /// How [`Blast`] is fitted.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -233,56 +243,97 @@ impl Blast {
 }
 
 impl<T: Scalar> Multiply<T> for Blast {
-    fn multiply(&self, Operands { op, x, mut y, update, mut work }: Operands<'_, T>) {
-        // Parts of nearly equal size.
-        let parts = x.rows().div_ceil(self.most_rows()).max(1);
-        let at_once = x.rows().div_ceil(parts).max(1).next_multiple_of(ROWS_TOGETHER);
-        for first in (0..x.rows()).step_by(at_once) {
-            let rows = first..x.rows().min(first + at_once);
-            let (x, y, work) = (x.batch(rows.clone()), y.reborrow().batch(rows), work.reborrow());
-            self.multiply_rows(Operands { op, x, y, update, work });
-        }
+    fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
+        let (batch, policy) = (x.rows(), work.policy);
+        let numbers = self.u.len() + self.s.len() + self.v.len();
+        let tasks = policy.tasks(numbers.saturating_mul(batch));
+        let count = tasks.min(most_shares(batch));
+        let parallelism = if count < tasks { Parallelism::Threads(tasks / count) } else { Parallelism::Seq };
+        let (policy, ranks) = (Policy { parallelism, ..policy }, self.ranks_at_once(batch));
+        let (scratch, _) = work.slice(self.share_len(batch) * count);
+        Shares { count, together: ROWS_TOGETHER }.run(x, y, scratch, &|x, mut y, scratch| {
+            // Weights outside, batch rows inside: those of some ranks come from memory once.
+            for from in (0..self.rank().max(1)).step_by(ranks) {
+                let ranks = from..self.rank().min(from + ranks);
+                let update = if from == 0 { update } else { Update::Accumulate };
+                for rows in parts(x.rows()) {
+                    let (x, y) = (x.batch(rows.clone()), y.reborrow().batch(rows));
+                    let work = Workspace::new(&mut *scratch, policy);
+                    self.multiply_ranks(ranks.clone(), Operands { op, x, y, update, work });
+                }
+            }
+        });
     }
 }
 
+/// Threads that share a batch, at most.
+fn most_shares(batch: usize) -> usize {
+    (batch / LEAST_ROWS).clamp(1, MOST_SHARES)
+}
+
+/// Parts of nearly equal size of a share of a batch.
+fn parts(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let (parts, groups) = (rows.div_ceil(ROWS_AT_ONCE), rows.div_ceil(ROWS_TOGETHER));
+    let start = move |part: usize| rows.min(groups * part / parts * ROWS_TOGETHER);
+    (0..parts).map(move |part| start(part)..start(part + 1))
+}
+
 impl Blast {
-    /// Batch rows that are multiplied at once, at most.
-    fn most_rows(&self) -> usize {
-        let (b1, b2) = self.blocks();
-        let row = (b1 + b2).saturating_mul(self.rank()).max(1);
-        LEAST_AT_ONCE.max(AT_ONCE / row / ROWS_TOGETHER * ROWS_TOGETHER)
+    /// Entries of the diagonals that take part at once: as many for any number of threads.
+    fn ranks_at_once(&self, batch: usize) -> usize {
+        let ((b1, b2), all) = (self.blocks(), self.rank().max(1));
+        let few = AT_ONCE / ROWS_AT_ONCE / (b1 + b2) / PANEL * PANEL;
+        // Panels that blocks share are used whole.
+        let whole = batch < ROWS_AT_ONCE || self.u.is_shared() || self.v.is_shared();
+        if whole { all } else { few.max(LEAST_RANKS).min(all) }
     }
 
-    fn multiply_rows<T: Scalar>(&self, Operands { op, x, mut y, update, work }: Operands<'_, T>) {
-        let (batch, rank, policy) = (x.rows(), self.rank(), work.policy);
-        let ((b1, b2), (m, n)) = (self.blocks(), self.shape());
+    /// Scratch of one share of a batch.
+    fn share_len(&self, batch: usize) -> usize {
+        let ((b1, b2), ranks) = (self.blocks(), self.ranks_at_once(batch));
+        let side = |blocks: usize| {
+            Workspace::<f32>::matrix_len(batch.min(ROWS_AT_ONCE), blocks.saturating_mul(ranks))
+        };
+        side(b1).saturating_add(side(b2))
+    }
+
+    fn multiply_ranks<T: Scalar>(&self, ranks: Range<usize>, operands: Operands<'_, T>) {
+        let Operands { op, x, y, update, work } = operands;
+        let (batch, width, policy) = (x.rows(), ranks.len(), work.policy);
         // From the features of one side, in `sources` blocks, to those of the other, in `targets` blocks.
         let (first, second) = op.order(&self.v, &self.u);
+        let (b1, b2) = self.blocks();
         let (sources, targets) = op.order(b2, b1);
-        let (inputs, outputs) = op.order(n, m);
-        let (mut z, rest) = work.matrix(batch, sources * rank);
-        let (mut a, _) = rest.matrix(batch, targets * rank);
-        if inputs.is_multiple_of(sources) {
-            let map = PanelMap::contiguous(sources, inputs / sources, rank);
-            first.multiply_blocks(map, Op::Transpose, x, z.reborrow(), Update::Overwrite, policy);
-        } else {
-            for p in 0..sources {
-                let features = block_range(p, sources, inputs);
-                let (x, z) = (x.columns(features.clone()), z.reborrow().columns(p * rank..(p + 1) * rank));
-                first.multiply_rows(0, features, Op::Transpose, x, z, Update::Overwrite, policy);
-            }
-        }
-        self.s.mix(op, z.as_rows(), a.reborrow(), policy);
-        let a = a.as_rows();
-        if outputs.is_multiple_of(targets) {
-            let map = PanelMap::contiguous(targets, outputs / targets, rank);
-            return second.multiply_blocks(map, Op::Forward, a, y, update, policy);
-        }
-        for q in 0..targets {
-            let features = block_range(q, targets, outputs);
-            let (a, y) = (a.columns(q * rank..(q + 1) * rank), y.reborrow().columns(features.clone()));
-            second.multiply_rows(0, features, Op::Forward, a, y, update, policy);
-        }
+        let (mut z, rest) = work.matrix(batch, sources * width);
+        let (mut a, _) = rest.matrix(batch, targets * width);
+        let product = (Op::Transpose, Update::Overwrite);
+        multiply_side(first, sources, ranks.clone(), product, x, z.reborrow(), policy);
+        self.s.mix_columns(ranks.clone(), op, z.as_rows(), a.reborrow(), policy);
+        multiply_side(second, targets, ranks, (Op::Forward, update), a.as_rows(), y, policy);
+    }
+}
+
+/// Each block of features of one side's `factor` with some of its ranks, which are as many inputs or outputs for every block.
+fn multiply_side<T: Scalar>(
+    factor: &Factor,
+    blocks: usize,
+    ranks: Range<usize>,
+    (op, update): (Op, Update),
+    x: Rows<'_, T>,
+    mut y: RowsMut<'_, T>,
+    policy: Policy,
+) {
+    let (features, width) = (factor.rows(), ranks.len());
+    if features.is_multiple_of(blocks) {
+        let map = PanelMap::contiguous(blocks, features / blocks, width);
+        return factor.multiply_part(0, ranks.start, map, op, x, y, update, policy);
+    }
+    for block in 0..blocks {
+        let rows = block_range(block, blocks, features);
+        let map = PanelMap::contiguous(1, rows.len(), width);
+        let (outputs, inputs) = op.order(rows.clone(), block * width..(block + 1) * width);
+        let (x, y) = (x.columns(inputs), y.reborrow().columns(outputs));
+        factor.multiply_part(rows.start, ranks.start, map, op, x, y, update, policy);
     }
 }
 
@@ -335,9 +386,7 @@ impl StructuredMatrix for Blast {
         2 * batch as u64 * self.n_params() as u64
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        let ((b1, b2), batch) = (self.blocks(), batch.min(self.most_rows()));
-        Workspace::<f32>::matrix_len(batch, b1 * self.rank())
-            + Workspace::<f32>::matrix_len(batch, b2 * self.rank())
+        self.share_len(batch).saturating_mul(most_shares(batch))
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let ((m, n), (b1, b2)) = (self.shape(), self.blocks());

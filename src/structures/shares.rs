@@ -1,0 +1,70 @@
+//! Batch rows shared between threads, each with scratch of its own: what a thread makes stays in the caches of its core, and none waits for another.
+
+use crate::exec::SCRATCH_ALIGN;
+use crate::kernels::{Rows, RowsMut};
+use crate::scalar::Scalar;
+
+/// How batch rows are dealt out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shares {
+    pub(crate) count: usize,
+    /// Rows that stay together; the last share may end with fewer.
+    pub(crate) together: usize,
+}
+
+/// Entries of scratch of one share that needs `len`.
+pub(crate) fn share_len(len: usize) -> usize {
+    len.checked_next_multiple_of(SCRATCH_ALIGN).unwrap_or(usize::MAX)
+}
+
+impl Shares {
+    /// Calls `each` with the rows of every share in `x` and `y`, and its part of `scratch`.
+    pub(crate) fn run<T: Scalar>(
+        self,
+        x: Rows<'_, T>,
+        y: RowsMut<'_, T>,
+        scratch: &mut [T],
+        each: &(impl Fn(Rows<'_, T>, RowsMut<'_, T>, &mut [T]) + Sync),
+    ) {
+        let Self { count, together } = self;
+        if count < 2 {
+            return each(x, y, scratch);
+        }
+        let (rows, half) = (y.rows(), count / 2);
+        let at = rows * half / count / together * together;
+        let (top, bottom) = y.split_batch(at);
+        let (first, second) = scratch.split_at_mut(scratch.len() / count * half);
+        let part = |count| Self { count, together };
+        crate::kernels::join(
+            || part(half).run(x.batch(0..at), top, first, each),
+            || part(count - half).run(x.batch(at..rows), bottom, second, each),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_dealt_out_once_in_whole_groups() {
+        for (rows, count, together) in [(1, 1, 8), (7, 3, 1), (16, 2, 8), (33, 2, 8), (64, 5, 8), (100, 6, 4)]
+        {
+            let x: Vec<f32> = (0..rows).map(|row| row as f32).collect();
+            let (mut y, mut scratch) = (vec![0.0; rows], vec![0.0; count * share_len(1)]);
+            Shares { count, together }.run(
+                Rows::new(&x, rows, 1, 1),
+                RowsMut::new(&mut y, rows, 1, 1),
+                &mut scratch,
+                &|x, mut y, scratch| {
+                    assert!(scratch.len() >= share_len(1) && x.rows() == y.rows());
+                    assert!(x.rows() == 0 || (x.row(0)[0] as usize).is_multiple_of(together));
+                    for row in 0..x.rows() {
+                        y.row(row)[0] += x.row(row)[0] + 1.0;
+                    }
+                },
+            );
+            assert!(y.iter().zip(&x).all(|(y, x)| *y == x + 1.0));
+        }
+    }
+}
