@@ -370,25 +370,22 @@ unsafe fn decode_rows<T: Scalar, S: Simd<T>, W: Source>(
 ) {
     let first = job.first + block * job.map.rows;
     let source = job.source;
-    // `LANES` numbers of a row from `col` on, of which `left` are wanted.
+    // `LANES` numbers of a row from column `col` of those that take part on, of which `left` are wanted.
     let load = |row: usize, col: usize, left: usize| {
+        let col = job.column + col;
         // SAFETY: rows and columns are inside the block; columns are multiples of LANES.
         unsafe {
             if left >= S::LANES { source.load(simd, row, col) } else { source.load_tail(simd, row, col) }
         }
     };
-    let first_column = job.column;
     // SAFETY: the caller's.
     unsafe {
         if job.op == Op::Transpose {
             for k in 0..len {
                 for o in (0..outputs).step_by(S::LANES) {
-                    prefetch(source.address(first + from + k + ROWS, first_column + start + o));
+                    prefetch(source.address(first + from + k + ROWS, job.column + start + o));
                     let left = job.map.cols - start - o;
-                    simd.store(
-                        decoded.add(k * PANEL + o),
-                        load(first + from + k, first_column + start + o, left),
-                    );
+                    simd.store(decoded.add(k * PANEL + o), load(first + from + k, start + o, left));
                 }
             }
             return;
@@ -397,7 +394,7 @@ unsafe fn decode_rows<T: Scalar, S: Simd<T>, W: Source>(
             for k in (0..len).step_by(S::LANES) {
                 let mut square = [simd.zero(); 16];
                 for i in 0..S::LANES.min(outputs - o) {
-                    square[i] = load(first + start + o + i, first_column + from + k, job.map.cols - from - k);
+                    square[i] = load(first + start + o + i, from + k, job.map.cols - from - k);
                 }
                 let square = transpose(simd, square);
                 for i in 0..S::LANES.min(len - k) {

@@ -2,7 +2,7 @@
 
 use super::batches::{self, Batches};
 use super::level::{Kernel, Level};
-use super::packing::{Lanes, PANEL, Packing};
+use super::packing::{Lanes, Packing, between_panels};
 use super::simd::Simd;
 use super::source::Source;
 use super::view::{Rows, RowsMut};
@@ -126,7 +126,7 @@ pub(super) struct Job<'a, T, W> {
     pub(super) first: usize,
     /// First block of the stack in `source`, where it is packed.
     pub(super) first_block: usize,
-    /// First column of the blocks that takes part, a multiple of [`PANEL`].
+    /// First column of the blocks that takes part, at the start of a panel.
     pub(super) column: usize,
     pub(super) packing: Option<Packing>,
     pub(super) io: Io<'a, T>,
@@ -210,10 +210,8 @@ pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_
     let (row_features, col_features) = (map.blocks * map.rows, map.blocks * map.cols);
     let (outputs, inputs) = op.order(row_features, col_features);
     let whole = source.cols() == map.cols;
-    assert!(column + map.cols <= source.cols() && first + row_features <= source.rows());
-    let end = column + map.cols;
-    let between = column.is_multiple_of(PANEL) && (end == source.cols() || end.is_multiple_of(PANEL));
-    assert!(whole || between, "columns are cut between panels");
+    assert!(between_panels(column..column + map.cols, source.cols()), "columns are cut between panels");
+    assert!(first + row_features <= source.rows());
     assert!(x.rows() == y.rows() && x.cols() == inputs && y.cols() == outputs);
     let io = Io { map, op, x, y_stride: y.stride(), y: Output(y.as_mut_ptr()), update };
     let work = map.blocks.saturating_mul(map.rows).saturating_mul(map.cols).saturating_mul(x.rows());

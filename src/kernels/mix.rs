@@ -2,7 +2,7 @@
 
 use super::gemm::{LINE, Output};
 use super::level::Kernel;
-use super::packing::{Lanes, PANEL, Packing};
+use super::packing::{Lanes, PANEL, Packing, between_panels};
 use super::panels::AHEAD;
 use super::simd::{Simd, prefetch_near, vectors};
 use super::source::Source;
@@ -33,9 +33,7 @@ pub struct Mix<'a, T> {
 pub(crate) fn mix<T: Scalar, W: Source>(source: W, mix: Mix<'_, T>) {
     let Mix { blocks: (inputs, outputs), columns, strides, packing, x, mut y, policy } = mix;
     let cols = columns.len();
-    assert!(columns.start <= columns.end && columns.end <= source.cols());
-    let between = |column: usize| column == source.cols() || column.is_multiple_of(PANEL);
-    assert!(between(columns.start) && between(columns.end));
+    assert!(between_panels(columns.clone(), source.cols()), "columns are cut between panels");
     assert!(x.rows() == y.rows() && x.cols() == inputs * cols && y.cols() == outputs * cols);
     assert!(
         inputs == 0 || outputs == 0 || (inputs - 1) * strides.0 + (outputs - 1) * strides.1 < source.rows()

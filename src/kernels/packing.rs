@@ -13,6 +13,7 @@
 use super::gemm::PanelMap;
 use crate::storage::GROUP;
 use std::num::NonZeroU32;
+use std::ops::Range;
 
 /// Lanes of a panel: a multiple of every vector length, and a group of scales.
 pub(crate) const PANEL: usize = 32;
@@ -26,6 +27,12 @@ pub(super) const FEWEST: usize = 16;
 
 /// Most steps of blocks that share panels: with more, sums over a row's vectors cost less than an own input for each lane.
 const MOST_SHARED: usize = 128;
+
+/// Whether columns `columns` of `cols` can be used by themselves, however they are packed: nothing is cut inside a panel or a group of scales.
+pub(super) fn between_panels(columns: Range<usize>, cols: usize) -> bool {
+    let between = |column: usize| column == cols || column.is_multiple_of(PANEL);
+    columns.start <= columns.end && columns.end <= cols && between(columns.start) && between(columns.end)
+}
 
 /// The side of a block that lies in the lanes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

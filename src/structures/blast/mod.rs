@@ -73,7 +73,7 @@ const LEAST_RANKS: usize = 2 * PANEL;
 /// Batch rows that are worth a thread of their own, which reads all weights.
 const LEAST_ROWS: usize = 16;
 
-/// Threads that share a batch at most, which bounds the scratch.
+/// Threads that share a batch at most. Their scratch is no more than `AT_ONCE` numbers for each, or what one needs.
 const MOST_SHARES: usize = 16;
 
 /// How [`Blast`] is fitted.
@@ -247,7 +247,7 @@ impl<T: Scalar> Multiply<T> for Blast {
         let (batch, policy) = (x.rows(), work.policy);
         let numbers = self.u.len() + self.s.len() + self.v.len();
         let tasks = policy.tasks(numbers.saturating_mul(batch));
-        let count = tasks.min(most_shares(batch));
+        let count = tasks.min(self.most_shares(batch));
         let parallelism = if count < tasks { Parallelism::Threads(tasks / count) } else { Parallelism::Seq };
         let (policy, ranks) = (Policy { parallelism, ..policy }, self.ranks_at_once(batch));
         let (scratch, _) = work.slice(self.share_len(batch) * count);
@@ -266,11 +266,6 @@ impl<T: Scalar> Multiply<T> for Blast {
     }
 }
 
-/// Threads that share a batch, at most.
-fn most_shares(batch: usize) -> usize {
-    (batch / LEAST_ROWS).clamp(1, MOST_SHARES)
-}
-
 /// Parts of nearly equal size of a share of a batch.
 fn parts(rows: usize) -> impl Iterator<Item = Range<usize>> {
     let (parts, groups) = (rows.div_ceil(ROWS_AT_ONCE), rows.div_ceil(ROWS_TOGETHER));
@@ -286,6 +281,12 @@ impl Blast {
         // Panels that blocks share are used whole.
         let whole = batch < ROWS_AT_ONCE || self.u.is_shared() || self.v.is_shared();
         if whole { all } else { few.max(LEAST_RANKS).min(all) }
+    }
+
+    /// Threads that share a batch, at most. Where one share needs much scratch, threads share the blocks instead.
+    fn most_shares(&self, batch: usize) -> usize {
+        let fit = MOST_SHARES * AT_ONCE / self.share_len(batch).max(1);
+        (batch / LEAST_ROWS).min(fit).clamp(1, MOST_SHARES)
     }
 
     /// Scratch of one share of a batch.
@@ -386,7 +387,7 @@ impl StructuredMatrix for Blast {
         2 * batch as u64 * self.n_params() as u64
     }
     fn scratch_len(&self, batch: usize) -> usize {
-        self.share_len(batch).saturating_mul(most_shares(batch))
+        self.share_len(batch).saturating_mul(self.most_shares(batch))
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let ((m, n), (b1, b2)) = (self.shape(), self.blocks());
