@@ -206,6 +206,23 @@ fn weighted_fit_is_no_worse_than_plain_or_weighted_low_rank() {
     assert!(same.relative_error <= plain + 1e-9 && same.relative_error > 0.97 * plain);
 }
 
+/// Where activations have no share, nothing may grow so large that its storage loses the rest.
+#[test]
+fn few_activations_leave_factors_that_can_be_stored() {
+    for (shape, ratio, sweeps, seed) in
+        [((20, 23), 1.0952, 20, 127), ((24, 21), 0.7832, 5, 25794), ((19, 21), 1.4616, 5, 1000005531)]
+    {
+        let w = gaussian(shape.0, 2, seed).dot(&gaussian(2, shape.1, seed + 1));
+        let x = gaussian(shape.1, 3, seed + 7);
+        let gram = Gram::from_second_moment(&x.dot(&x.t())).unwrap();
+        let spec = Blast::spec(shape, &Request::new().budget(Budget::Ratio(ratio))).unwrap();
+        let options = Options { max_iterations: Some(sweeps), storage: Storage::F32, ..Options::default() };
+        let report = Blast::project(&w, &spec, &Objective::Activations(&gram), &options).unwrap().report;
+        assert!(report.weighted_relative_error.unwrap() < 1e-3, "{report:?}");
+        assert!(report.relative_error < 1e3, "{report:?}");
+    }
+}
+
 #[test]
 fn gradient_method_is_monotone_and_recovers() {
     let request = Request::new().with("method", "gradient").with("rank", 4).with("blocks", 4);

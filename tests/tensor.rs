@@ -179,6 +179,25 @@ fn planted_tensor_trains_are_recovered() {
     }
 }
 
+/// Padding leaves directions in which the matrix does not change: no step may go there.
+#[test]
+fn padded_tensor_trains_stay_as_large_as_the_matrix() {
+    for seed in [142456800118073441, 1, 2, 3] {
+        let w = gaussian(22, 21, seed);
+        let spec = TensorTrainSpec { row_modes: vec![2, 3, 4], col_modes: vec![3, 3, 3], rank: 7, eps: None };
+        for sweeps in [1, 5] {
+            let options = Options { max_iterations: Some(sweeps), ..Options::default() };
+            let p = TensorTrain::project(&w, &spec, &Objective::Frobenius, &options).unwrap();
+            assert!(
+                (p.report.relative_error - p.report.history.last().unwrap()).abs() < 1e-6,
+                "{:?}",
+                p.report
+            );
+            assert!(p.matrix.parts().factors().all(|(_, core)| core.matrix(0).iter().all(|v| v.abs() < 1e2)));
+        }
+    }
+}
+
 #[test]
 fn tensor_trains_meet_a_tolerance_and_the_bound() {
     let w = common::with_spectrum(24, 30, 9, |k| 0.7f64.powi(k as i32));

@@ -5,10 +5,14 @@ use crate::error::Result;
 use crate::linalg;
 use ndarray::{Array1, Array2};
 
+/// Directions whose curvature is below this fraction of the largest one met are flat: a step along them would move `x` by
+/// 10^5 times what it can move `W`, which is rounding noise in the best case and cancels badly in any storage.
+const FLAT: f64 = 1e-10;
+
 /// Lowers the energy of `W - expand(x)` by conjugate gradients on the normal equations, from `x`; returns the energy reached.
 ///
-/// `adjoint` is the transpose of the linear map `expand`. No inverse is formed, so that a singular second moment is as good
-/// as any other.
+/// `adjoint` is the transpose of the linear map `expand`. No inverse is formed, and flat directions are left alone, so that a
+/// singular second moment is as good as any other.
 pub(crate) fn least_squares(
     w: &Array2<f64>,
     objective: &Objective<'_>,
@@ -22,7 +26,14 @@ pub(crate) fn least_squares(
         None => e,
         Some(c) => linalg::matmul(&e, c, run.threads()),
     };
-    let mut residual = w - &expand(x);
+    let bend = |x: &Array1<f64>, image: &Array2<f64>, weighted: &Array2<f64>| {
+        let curvature: f64 = image.iter().zip(weighted).map(|(a, b)| a * b).sum();
+        (curvature, x.dot(x))
+    };
+    let image = expand(x);
+    let (curvature, length) = bend(x, &image, &weigh(image.clone()));
+    let mut steepest = if length > 0.0 { curvature / length } else { 0.0 };
+    let mut residual = w - &image;
     let mut gradient = adjoint(&weigh(residual.clone()));
     let mut direction = gradient.clone();
     let mut square = gradient.dot(&gradient);
@@ -31,8 +42,10 @@ pub(crate) fn least_squares(
         run.check()?;
         let image = expand(&direction);
         let weighted = weigh(image.clone());
-        let curvature: f64 = image.iter().zip(&weighted).map(|(a, b)| a * b).sum();
-        if curvature.is_nan() || curvature <= 0.0 || square <= small {
+        let (curvature, length) = bend(&direction, &image, &weighted);
+        steepest = steepest.max(curvature / length);
+        let flat = curvature.is_nan() || curvature <= FLAT * steepest * length;
+        if flat || square <= small {
             break;
         }
         let step = square / curvature;

@@ -5,7 +5,7 @@ use super::sweeps::{Problem, each};
 use super::{BlastMethod, BlastSpec, block_range, slot};
 use crate::error::Result;
 use crate::linalg::{self, SvdOptions, matmul, matmul_tn};
-use crate::projection::{Descent, Objective, Run};
+use crate::projection::{Descent, Objective, Run, ratio};
 use ndarray::{Array1, Array2, Array3, Axis, s};
 
 /// Sweeps of the block solves.
@@ -21,6 +21,10 @@ const MOST_RANDOM: usize = 4;
 
 /// Energies relative to that of the weight below which single precision does not resolve the descent.
 const FINE: f64 = 1e-6;
+
+/// Of the mean of its diagonal, what is added to the diagonal of a second moment. Where no activation has a share, factors would grow
+/// without bound: now the error there is at most 10^3 times the weight.
+const RIDGE: f64 = 1e-6;
 
 /// Fits `spec`; the factors and the history of the objective.
 pub(super) fn fit(
@@ -54,8 +58,14 @@ pub(super) fn fit(
         }
     };
     if let Some(c) = objective.second_moment() {
+        let mut c = c.clone();
+        let ridge = RIDGE * c.diag().sum() / c.nrows() as f64;
+        c.diag_mut().mapv_inplace(|c| c + ridge);
         let starts = vec![best.state, low_rank(w, objective.root()?, spec, run)?];
-        best = Problem::new(w, spec.blocks, Some(c), run.threads())?.solve(starts, spec.sweeps, run)?;
+        best = Problem::new(w, spec.blocks, Some(&c), run.threads())?.solve(starts, spec.sweeps, run)?;
+        // Without the ridge.
+        let error = ratio(objective.energy(&plain.residual(&best.state)).sqrt(), objective.energy(w).sqrt());
+        best.history.last_mut().into_iter().for_each(|h| *h = h.min(error));
     }
     Ok((best.state, best.history))
 }

@@ -107,14 +107,20 @@ impl<'a, T: Real> Problem<'a, T> {
         self.wc.as_ref().unwrap_or(self.w)
     }
 
-    /// The energy of the residual, formed.
-    pub(super) fn energy(&self, f: &Factors<T>) -> f64 {
+    /// `W` without what the factors make.
+    pub(super) fn residual(&self, f: &Factors<T>) -> Array2<T> {
         let mut residual = self.w.clone();
         for (i, rows) in self.rows.iter().enumerate() {
             let rows = s![rows.clone(), ..];
             let product = matmul_nt(&f.u.slice(rows), &self.scaled_right(f, i), self.threads);
             residual.slice_mut(rows).zip_mut_with(&product, |r, p| *r -= *p);
         }
+        residual
+    }
+
+    /// The energy of the residual, formed.
+    pub(super) fn energy(&self, f: &Factors<T>) -> f64 {
+        let residual = self.residual(f);
         match self.c {
             None => inner(&residual, &residual),
             Some(c) => inner(&matmul(&residual, c, self.threads), &residual).max(0.0),
