@@ -15,6 +15,28 @@ fn array<T>(mut number: impl FnMut(usize) -> T) -> [T; N] {
     [number(0), number(1), number(2), number(3)]
 }
 
+/// The first `len` numbers, followed by zeros. Not inlined, as what follows: kernels have many ends of rows, and each would be a chain of branches.
+///
+/// # Safety
+/// There are so many numbers.
+#[inline(never)]
+unsafe fn lead<T: Copy + Default>(ptr: *const T, len: usize) -> [T; N] {
+    // SAFETY: the caller's.
+    array(|i| if i < len { unsafe { *ptr.add(i) } } else { T::default() })
+}
+
+/// Writes lanes `from..to` of `a` to where they lie from `ptr` on.
+///
+/// # Safety
+/// There is room for them.
+#[inline(never)]
+unsafe fn put<T: Copy>(ptr: *mut T, a: &[T; N], from: usize, to: usize) {
+    for (i, a) in a.iter().enumerate().take(to).skip(from) {
+        // SAFETY: the caller's.
+        unsafe { *ptr.wrapping_add(i) = *a };
+    }
+}
+
 /// Compiled once, as each conversion is long where it is not an instruction.
 #[inline(never)]
 fn widen(numbers: &[f16; N]) -> [f32; N] {
@@ -98,14 +120,12 @@ macro_rules! portable {
             #[inline(always)]
             unsafe fn load_part(self, ptr: *const $t, len: usize) -> Self::V {
                 // SAFETY: the caller vouches for `len` reads.
-                array(|i| if i < len { unsafe { *ptr.add(i) } } else { 0.0 })
+                unsafe { lead(ptr, len) }
             }
             #[inline(always)]
             unsafe fn store_part(self, ptr: *mut $t, a: Self::V, len: usize) {
-                for (i, a) in a.iter().enumerate().take(len) {
-                    // SAFETY: the caller vouches for `len` writes.
-                    unsafe { *ptr.add(i) = *a };
-                }
+                // SAFETY: the caller vouches for `len` writes.
+                unsafe { put(ptr, &a, 0, len) };
             }
             #[inline(always)]
             unsafe fn load_lanes(self, ptr: *const $t, from: usize, to: usize) -> Self::V {
@@ -119,10 +139,8 @@ macro_rules! portable {
             }
             #[inline(always)]
             unsafe fn store_lanes(self, ptr: *mut $t, a: Self::V, from: usize, to: usize) {
-                for (i, a) in a.iter().enumerate().take(to).skip(from) {
-                    // SAFETY: the caller vouches for these writes.
-                    unsafe { *ptr.wrapping_add(i) = *a };
-                }
+                // SAFETY: the caller vouches for these writes.
+                unsafe { put(ptr, &a, from, to) };
             }
             #[inline(always)]
             unsafe fn store(self, ptr: *mut $t, a: Self::V) {
