@@ -219,8 +219,7 @@ pub(super) unsafe fn multiply<T: Scalar, S: Simd<T>, W: Source>(
     unsafe {
         if (packing.lanes == Lanes::Rows) == (job.op == Op::Forward) {
             let (mut row, batch) = (0, job.x.rows());
-            // Short vectors are no faster than memory.
-            let streamed = S::LANES * size_of::<T>() > 16 && streamed::<T, W>(&job.source);
+            let streamed = streamed::<T, W>(&job.source);
             while row < batch {
                 row += match batch - row {
                     1 if streamed => lanes::<T, S, W, 1, 4, 2, true>(simd, job, packing, row),
