@@ -1,6 +1,6 @@
 //! Least squares in one factor of a product, the others held: the step of alternating projections.
 
-use super::{Objective, Run};
+use super::{Objective, Run, ratio};
 use crate::error::Result;
 use crate::linalg;
 use ndarray::{Array1, Array2};
@@ -26,13 +26,8 @@ pub(crate) fn least_squares(
         None => e,
         Some(c) => linalg::matmul(&e, c, run.threads()),
     };
-    let bend = |x: &Array1<f64>, image: &Array2<f64>, weighted: &Array2<f64>| {
-        let curvature: f64 = image.iter().zip(weighted).map(|(a, b)| a * b).sum();
-        (curvature, x.dot(x))
-    };
     let image = expand(x);
-    let (curvature, length) = bend(x, &image, &weigh(image.clone()));
-    let mut steepest = if length > 0.0 { curvature / length } else { 0.0 };
+    let mut steepest = ratio(objective.energy(&image), x.dot(x));
     let mut residual = w - &image;
     let mut gradient = adjoint(&weigh(residual.clone()));
     let mut direction = gradient.clone();
@@ -42,7 +37,8 @@ pub(crate) fn least_squares(
         run.check()?;
         let image = expand(&direction);
         let weighted = weigh(image.clone());
-        let (curvature, length) = bend(&direction, &image, &weighted);
+        let curvature: f64 = image.iter().zip(&weighted).map(|(a, b)| a * b).sum();
+        let length = direction.dot(&direction);
         steepest = steepest.max(curvature / length);
         let flat = curvature.is_nan() || curvature <= FLAT * steepest * length;
         if flat || square <= small {

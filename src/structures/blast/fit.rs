@@ -22,8 +22,8 @@ const MOST_RANDOM: usize = 4;
 /// Energies relative to that of the weight below which single precision does not resolve the descent.
 const FINE: f64 = 1e-6;
 
-/// Of the mean of its diagonal, what is added to the diagonal of a second moment. Where no activation has a share, factors would grow
-/// without bound: now the error there is at most 10^3 times the weight.
+/// Of the mean of its diagonal, what is added to the diagonal of a second moment. Without it factors grow without bound where no activation
+/// has a share; with it the error there is at most $10^3 \sqrt n$ times the weight.
 const RIDGE: f64 = 1e-6;
 
 /// Fits `spec`; the factors and the history of the objective.

@@ -34,8 +34,9 @@ use std::ops::Range;
 /// approximation, of which the one that leads after a few sweeps goes on. The result is a local optimum, never worse than the
 /// low-rank matrix of the same rank or than blocks of rank $\lfloor \mathrm{rank} / \max(b_1, b_2) \rfloor$. With activations
 /// the sweeps minimise the error weighted with $C + 10^{-6} \mathrm{tr}(C) / n\, I$, so that no factor grows without bound where no
-/// activation has a share, starting from the plain fit and from the best weighted low-rank matrix, and end no worse than either. A
-/// sweep takes about $2 m n r + 6 (m + n) r^2 + 10 b_1 b_2 r^2$ multiply-adds, of `f32` for larger weights unless the error is tiny, and $2 n^2 r + 2 b_2 n r^2 + b_1 b_2^2 r^2$ more, of `f64`, with activations. It keeps $b_1 n r$ numbers.
+/// activation has a share; they start from the plain fit and from the best weighted low-rank matrix, and end no worse than either in that
+/// error. A sweep takes about $2 m n r + 6 (m + n) r^2 + 10 b_1 b_2 r^2$ multiply-adds, of `f32` for larger weights unless the error is
+/// tiny, and $2 n^2 r + 2 b_2 n r^2 + b_1 b_2^2 r^2$ more, of `f64`, with activations. It keeps $b_1 n r$ numbers.
 /// The method `gradient` is the preconditioned gradient descent of the source.
 ///
 /// Source: C. Lee, S. M. Kwon, Q. Qu and H.-S. Kim, "BLAST: Block-Level Adaptive Structured Matrices for Efficient Deep
