@@ -55,14 +55,19 @@ fn request(parameters: &[(&str, &str)]) -> Request {
 
 /// Products of one row and of a few with matrices too large for a core's cache: by slices of rows, by single loads, in tiles or densely.
 fn check_patterns<T: structmat::Scalar>(tolerance: f64) {
-    for (name, density) in
-        ["sparse", "sparse_low_rank"].into_iter().flat_map(|name| [0.001, 0.03, 0.3, 0.8].map(|d| (name, d)))
+    let settings = [
+        ("sparse", None, Storage::F32),
+        ("sparse_low_rank", Some(4), Storage::F32),
+        ("sparse_low_rank", Some(70), Storage::Int8),
+    ];
+    for ((name, rank, storage), density) in
+        settings.into_iter().flat_map(|setting| [0.001, 0.03, 0.3, 0.8].map(|d| (setting, d)))
     {
         let mut request = Request::new().with("density", density);
-        if name == "sparse_low_rank" {
-            request = request.with("rank", 4);
+        if let Some(rank) = rank {
+            request = request.with("rank", rank);
         }
-        let matrix = family(name).unwrap().random((530, 521), &request, Storage::F32, 1).unwrap();
+        let matrix = family(name).unwrap().random((530, 521), &request, storage, 1).unwrap();
         let dense = matrix.to_dense_f64();
         for (batch, level) in
             [1, 3, 4].into_iter().flat_map(|batch| Level::available().map(move |l| (batch, l)))

@@ -77,7 +77,8 @@ impl PanelMap {
     }
 }
 
-/// A pointer that tasks share; each writes entries of its own.
+/// A pointer that tasks share; each writes entries of its own. Where only some rows of a packed block are asked for it lies before the first output, as
+/// if there were all: what is between is never touched.
 #[derive(Debug)]
 pub(super) struct Output<T>(pub(super) *mut T);
 impl<T> Clone for Output<T> {
@@ -206,22 +207,33 @@ pub struct PanelProduct<'a, T> {
 /// `Y (+)= X Bᵀ` (forward) or `Y (+)= X B` (transposed), `B` the block diagonal matrix of `map.blocks` blocks that start
 /// at row `first` of `source`. Panics when the operands do not fit.
 pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_, T>) {
-    let PanelProduct { first, column, packing, map, op, x, mut y, update, policy } = product;
+    let PanelProduct { mut first, column, packing, mut map, op, x, mut y, update, policy } = product;
     let (row_features, col_features) = (map.blocks * map.rows, map.blocks * map.cols);
     let (outputs, inputs) = op.order(row_features, col_features);
     let whole = source.cols() == map.cols;
     assert!(between_panels(column..column + map.cols, source.cols()), "columns are cut between panels");
     assert!(first + row_features <= source.rows());
     assert!(x.rows() == y.rows() && x.cols() == inputs && y.cols() == outputs);
-    let io = Io { map, op, x, y_stride: y.stride(), y: Output(y.as_mut_ptr()), update };
     let work = map.blocks.saturating_mul(map.rows).saturating_mul(map.cols).saturating_mul(x.rows());
+    let (mut to, mut produced) = (y.as_mut_ptr(), 0..op.order(map.rows, map.cols).0);
     if let Some(packing) = packing {
         if packing.is_shared() {
+            let io = Io { map, op, x, y_stride: y.stride(), y: Output(to), update };
             assert!(whole && first == 0 && packing.shares(map));
             return narrow::multiply(source, packing, io, policy.tasks(work), policy.level);
         }
-        // Panels are used whole.
-        assert!(packing.rows == map.rows && packing.cols == source.cols() && first.is_multiple_of(map.rows));
+        if packing.rows != map.rows {
+            // Those outputs of the whole block.
+            let row = first % packing.rows;
+            assert!(
+                op == Op::Forward && map.blocks == 1,
+                "some rows of a packed block are produced, of one block"
+            );
+            assert!(between_panels(row..row + map.rows, packing.rows), "rows are cut between panels");
+            (to, produced) = (to.wrapping_sub(row), row..row + map.rows);
+            (first, map) = (first - row, PanelMap::contiguous(1, packing.rows, map.cols));
+        }
+        assert!(packing.cols == source.cols() && first.is_multiple_of(map.rows));
     }
     let mut job = Job {
         source,
@@ -229,9 +241,9 @@ pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_
         first_block: if packing.is_some() { first / map.rows } else { 0 },
         column,
         packing,
-        io,
+        io: Io { map, op, x, y_stride: y.stride(), y: Output(to), update },
         blocks: 0..map.blocks,
-        outputs: 0..op.order(map.rows, map.cols).0,
+        outputs: produced,
         in_digits: false,
     };
     job.in_digits = whole && digits::serves(&job, policy.level);
@@ -443,6 +455,49 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Bit for bit what the whole product has there.
+    #[test]
+    fn some_rows_of_packed_matrices_are_those_of_all() {
+        let ((blocks, rows, cols), number) = ((2, 150, 100), |i: usize| number(i) + 0.37);
+        for (storage, level) in Storage::ALL.into_iter().flat_map(|s| Level::available().map(move |l| (s, l)))
+        {
+            let of = |b, i, j| number((b * rows + i) * cols + j);
+            let factor = Factor::from_fn(storage, (blocks, rows, cols), of).packed(Op::Forward, blocks);
+            for batch in [1, 2, 5, 40] {
+                let x: Vec<f32> = (0..batch * cols).map(|i| number(i + 99) as f32).collect();
+                let product = |block: usize, range: Range<usize>, policy: Policy| {
+                    let mut y = vec![7.0; batch * range.len()];
+                    let ys = RowsMut::new(&mut y, batch, range.len(), range.len());
+                    let xs = Rows::new(&x, batch, cols, cols);
+                    factor.multiply_rows(block, range, Op::Forward, xs, ys, Update::Accumulate, policy);
+                    y
+                };
+                for (block, range) in [(0, 0..64), (0, 64..150), (1, 32..96), (1, 96..96), (1, 0..150)] {
+                    let all = product(block, 0..rows, Policy { level, ..Policy::default() });
+                    let two = Policy { level, parallelism: crate::Parallelism::Threads(2) };
+                    let some = product(block, range.clone(), two);
+                    for (b, some) in some.chunks(range.len().max(1)).enumerate() {
+                        assert_eq!(
+                            some,
+                            &all[b * rows..][range.clone()],
+                            "{storage} {level} {batch} {block} {range:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "rows are cut between panels")]
+    fn packed_panels_are_not_cut() {
+        let factor =
+            Factor::from_fn(Storage::F32, (1, 100, 9), |_, i, j| number(i + j)).packed(Op::Forward, 1);
+        let (x, mut y) = (Rows::new(&[1.0f32; 9], 1, 9, 9), [0.0; 40]);
+        let y = RowsMut::new(&mut y, 1, 40, 40);
+        factor.multiply_rows(0, 20..60, Op::Forward, x, y, Update::Overwrite, Policy::default());
     }
 
     #[test]

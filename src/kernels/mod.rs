@@ -56,7 +56,7 @@ pub use mix::Mix;
 pub(crate) use mix::mix;
 pub(crate) use packing::{Lanes, PANEL, Packing, SLACK};
 pub(crate) use sparse::{
-    CACHED, gathers, multiply_sparse, multiply_windows, sparse_cost, sparse_scratch_len, takes_slices,
+    Before, CACHED, gathers, multiply_sparse, multiply_windows, sparse_cost, sparse_scratch_len, takes_slices,
 };
 #[doc(hidden)]
 pub use sparse::{Pattern, Sliced, SparseProduct, WindowProduct, Windows};

@@ -150,7 +150,7 @@ pub(super) unsafe fn put<T: Scalar, S: Simd<T>, const V: usize>(
     let rows = io.op == Op::Forward;
     // SAFETY: the caller's.
     unsafe {
-        let y = io.y.0.add(row * io.y_stride);
+        let y = io.y.0.wrapping_add(row * io.y_stride);
         for v in 0..V {
             let first = lane + v * S::LANES;
             let Some(count) = lanes.checked_sub(first).map(|left| left.min(S::LANES)) else { return };
@@ -159,7 +159,8 @@ pub(super) unsafe fn put<T: Scalar, S: Simd<T>, const V: usize>(
             }
             if !rows || map.consecutive(first, count) {
                 // `Io::output`, with a condition that is known here: by itself it costs small batches a thirtieth.
-                let out = y.add(if rows { map.row_feature(block, first) } else { block * map.cols + first });
+                let feature = if rows { map.row_feature(block, first) } else { block * map.cols + first };
+                let out = y.wrapping_add(feature);
                 if count == S::LANES {
                     simd.store(out, if overwrite { sums[v] } else { simd.add(simd.load(out), sums[v]) });
                 } else {
@@ -188,7 +189,7 @@ pub(super) unsafe fn put<T: Scalar, S: Simd<T>, const V: usize>(
             let mut values = [T::default(); 16];
             simd.store(values.as_mut_ptr(), sums[v]);
             for value in values.iter().take(count) {
-                let out = y.add((group * map.blocks + block) * map.group + inside);
+                let out = y.wrapping_add((group * map.blocks + block) * map.group + inside);
                 *out = if overwrite { *value } else { *out + *value };
                 inside += 1;
                 if inside == map.group {
@@ -293,7 +294,7 @@ unsafe fn whole_panels<T: Scalar, S: Simd<T>, W: Source, const FAR: bool>(
         let first_input = job.x.as_ptr().add(row * job.x.stride() + block * len);
         let x = Inputs { first: first_input, row: 0, step: 1 };
         let group = if job.op == Op::Forward { map.group } else { map.cols };
-        let mut y = job.y.0.add(row * job.y_stride + job.output(block, first));
+        let mut y = job.y.0.wrapping_add(row * job.y_stride + job.output(block, first));
         let mut left_in_group = group - first % group;
         macro_rules! part {
             ($v:expr, $u:expr) => {{
@@ -481,7 +482,7 @@ unsafe fn steps<T: Scalar, S: Simd<T>, W: Source>(simd: S, job: &Job<'_, T, W>, 
         for block in job.blocks.clone() {
             for row in 0..job.x.rows() {
                 let input = job.x.as_ptr().add(row * job.x.stride());
-                let output = job.y.0.add(row * job.y_stride);
+                let output = job.y.0.wrapping_add(row * job.y_stride);
                 for first in (0..n_lanes).step_by(GATHERED) {
                     let count = GATHERED.min(n_lanes - first);
                     for i in 0..count.next_multiple_of(PANEL) {
@@ -529,13 +530,13 @@ unsafe fn steps<T: Scalar, S: Simd<T>, W: Source>(simd: S, job: &Job<'_, T, W>, 
                         let total = sums(simd, square);
                         let contiguous = !forward || map.consecutive(step, steps);
                         if contiguous && steps == S::LANES {
-                            let out = output.add(job.output(block, step));
+                            let out = output.wrapping_add(job.output(block, step));
                             simd.store(out, if overwrite { total } else { simd.add(simd.load(out), total) });
                         } else {
                             let mut values = [T::default(); 16];
                             simd.store(values.as_mut_ptr(), total);
                             for i in 0..steps {
-                                let out = output.add(job.output(block, step + i));
+                                let out = output.wrapping_add(job.output(block, step + i));
                                 *out = if overwrite { values[i] } else { *out + values[i] };
                             }
                         }

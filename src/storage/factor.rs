@@ -458,7 +458,8 @@ impl Factor {
     }
 
     /// The same for rows `range` of matrix `block`: forward writes `range.len()` outputs, transposed reads as many inputs. Panics when they are
-    /// out of range, or not what a packed factor is laid out for; [`to_rows`](Self::to_rows) serves all.
+    /// out of range, or not what a packed factor is laid out for: the whole of a matrix, or forward rows that start and end at multiples of
+    /// 32 or at the last. [`to_rows`](Self::to_rows) serves all.
     #[allow(clippy::too_many_arguments)]
     pub fn multiply_rows<T: Scalar>(
         &self,

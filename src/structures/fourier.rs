@@ -333,6 +333,7 @@ impl<T: Scalar> Multiply<T> for Fourier {
             x,
             y: y_planes,
             update: Update::Overwrite,
+            before: None,
             scratch,
             policy,
         });

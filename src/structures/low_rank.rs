@@ -3,8 +3,9 @@
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
 use crate::gradient::{Differentiate, Stage, stage_gradients};
+use crate::kernels::{Rows, RowsMut};
 use crate::linalg::{self, SpdSolver, SvdMethod, SvdOptions, Threads};
-use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
+use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Gram, Guarantee, Objective, Request, Run, scale_outputs};
 use crate::random::Gaussian;
@@ -122,22 +123,31 @@ impl LowRank {
     pub fn rank(&self) -> usize {
         self.u.cols()
     }
+
+    /// The first of the two products, with `diag(s)` where there is one, and what it leaves of the workspace.
+    pub(crate) fn first_product<'w, T: Scalar>(
+        &self,
+        op: Op,
+        x: Rows<'_, T>,
+        work: Workspace<'w, T>,
+    ) -> (RowsMut<'w, T>, Workspace<'w, T>) {
+        let (batch, rank, policy) = (x.rows(), self.rank(), work.policy);
+        let (mut t, rest) = work.matrix(batch, rank);
+        op.order(&self.v, &self.u).0.multiply(op, x, t.reborrow(), Update::Overwrite, policy);
+        let Some(s) = &self.s else { return (t, rest) };
+        let (mut scaled, rest) = rest.matrix(batch, rank);
+        for b in 0..batch {
+            s.scale_row(0, 0, 0, t.row(b), scaled.row(b), Update::Overwrite, policy);
+        }
+        (scaled, rest)
+    }
 }
 
 impl<T: Scalar> Multiply<T> for LowRank {
     fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
-        let (batch, rank, policy) = (x.rows(), self.rank(), work.policy);
-        let (mut t, rest) = work.matrix(batch, rank);
-        let (first, second) = op.order(&self.v, &self.u);
-        first.multiply(op, x, t.reborrow(), Update::Overwrite, policy);
-        let Some(s) = &self.s else {
-            return second.multiply(op, t.as_rows(), y, update, policy);
-        };
-        let (mut scaled, _) = rest.matrix(batch, rank);
-        for b in 0..batch {
-            s.scale_row(0, 0, 0, t.row(b), scaled.row(b), Update::Overwrite, policy);
-        }
-        second.multiply(op, scaled.as_rows(), y, update, policy);
+        let policy = work.policy;
+        let (t, _) = self.first_product(op, x, work);
+        op.order(&self.v, &self.u).1.multiply(op, t.as_rows(), y, update, policy);
     }
 }
 

@@ -4,7 +4,9 @@ use super::expanded::{Expand, Expanded};
 use super::sparse::{Support, density, index_words, most_positions, refit};
 use super::{LowRank, LowRankSpec, Sparse, SparseSpec};
 use crate::error::{Error, Result};
+use crate::exec::{Parallelism, Policy};
 use crate::gradient::{Differentiate, factor_gradients};
+use crate::kernels::{Level, RowsMut};
 use crate::linalg::{self, SvdMethod, SvdOptions, Threads, matmul, matmul_nt, matmul_tn};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
@@ -12,6 +14,7 @@ use crate::projection::{Descent, Family, Fit, Objective, Request, Run, Stop, des
 use crate::scalar::Scalar;
 use crate::storage::Storage;
 use ndarray::{Array2, Array3, ArrayRef2};
+use std::ops::Range;
 
 /// $W = U V + S$ with `S` in compressed sparse rows.
 ///
@@ -140,6 +143,16 @@ impl<T: Scalar> Multiply<T> for SparseLowRank {
         let Some(Operands { op, x, mut y, update, mut work }) = self.multiply_densely(operands) else {
             return;
         };
+        if self.sparse.takes_slices(op, x.rows(), work.policy.level) {
+            // As short as these stages are, each time that work is handed over counts: outputs of both parts go together.
+            let (t, work) = self.low_rank.first_product(op, x, work);
+            let (t, one) = (t.as_rows(), Policy { parallelism: Parallelism::Seq, ..work.policy });
+            let u = |outputs: Range<usize>, y: RowsMut<'_, T>| {
+                self.low_rank.left().multiply_rows(0, outputs, op, t, y, update, one);
+            };
+            let sparse = Operands { op, x, y, update: Update::Accumulate, work };
+            return self.sparse.multiply_after(Some(&u), sparse);
+        }
         let low_rank = Operands { op, x, y: y.reborrow(), update, work: work.reborrow() };
         self.low_rank.multiply(low_rank);
         self.sparse.multiply(Operands { op, x, y, update: Update::Accumulate, work });
@@ -166,7 +179,11 @@ impl StructuredMatrix for SparseLowRank {
     }
     fn scratch_len(&self, batch: usize) -> usize {
         let batch = self.own_rows(batch);
-        self.low_rank.scratch_len(batch).max(self.sparse.scratch_len(batch))
+        let (low_rank, sparse) = (self.low_rank.scratch_len(batch), self.sparse.scratch_len(batch));
+        match self.sparse.takes_slices(Op::Forward, batch, Level::detected()) {
+            true => low_rank.saturating_add(sparse),
+            false => low_rank.max(sparse),
+        }
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         self.low_rank.to_dense_f64() + self.sparse.to_dense_f64()

@@ -121,28 +121,26 @@ impl Simd<f32> for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn add_found<const W: usize>(
+    unsafe fn add_found(
         self,
         sums: [__m512; 4],
         values: *const f32,
         codes: *const u32,
-        windows: [*const f32; W],
+        window: *const f32,
     ) -> [__m512; 4] {
         unsafe {
             let codes = _mm512_loadu_si512(codes.cast());
+            let part = |k: usize| _mm512_loadu_ps(window.add(16 * k));
+            let parts = [part(0), part(1), part(2), part(3)];
             let mut sums = sums;
-            for (w, window) in windows.iter().enumerate() {
-                let part = |k: usize| _mm512_loadu_ps(window.add(16 * k));
-                let parts = [part(0), part(1), part(2), part(3)];
-                for (v, sum) in sums.iter_mut().enumerate().skip(w * 4 / W).take(4 / W) {
-                    // Five bits name a number of two vectors; the next one, which two.
-                    let places = _mm512_srlv_epi32(codes, _mm512_set1_epi32(8 * v as i32));
-                    let sixth = _mm512_test_epi32_mask(codes, _mm512_set1_epi32(32 << (8 * v)));
-                    let low = _mm512_permutex2var_ps(parts[0], places, parts[1]);
-                    let high = _mm512_permutex2var_ps(parts[2], places, parts[3]);
-                    let found = _mm512_mask_blend_ps(sixth, low, high);
-                    *sum = _mm512_fmadd_ps(_mm512_loadu_ps(values.add(16 * v)), found, *sum);
-                }
+            for (v, sum) in sums.iter_mut().enumerate() {
+                // Five bits name a number of two vectors; the next one, which two.
+                let places = _mm512_srlv_epi32(codes, _mm512_set1_epi32(8 * v as i32));
+                let sixth = _mm512_test_epi32_mask(codes, _mm512_set1_epi32(32 << (8 * v)));
+                let low = _mm512_permutex2var_ps(parts[0], places, parts[1]);
+                let high = _mm512_permutex2var_ps(parts[2], places, parts[3]);
+                let found = _mm512_mask_blend_ps(sixth, low, high);
+                *sum = _mm512_fmadd_ps(_mm512_loadu_ps(values.add(16 * v)), found, *sum);
             }
             sums
         }
@@ -304,28 +302,26 @@ impl Simd<f64> for Avx512 {
         unsafe { _mm512_insertf64x4::<1>(_mm512_castpd256_pd512(four_f64(at(0))), four_f64(at(1))) }
     }
     #[inline(always)]
-    unsafe fn add_found<const W: usize>(
+    unsafe fn add_found(
         self,
         sums: [__m512d; 4],
         values: *const f64,
         codes: *const u32,
-        windows: [*const f64; W],
+        window: *const f64,
     ) -> [__m512d; 4] {
         unsafe {
             let codes = _mm512_cvtepu32_epi64(_mm256_loadu_si256(codes.cast()));
+            let part = |k: usize| _mm512_loadu_pd(window.add(8 * k));
             let mut sums = sums;
-            for (w, window) in windows.iter().enumerate() {
-                let part = |k: usize| _mm512_loadu_pd(window.add(8 * k));
-                for (v, sum) in sums.iter_mut().enumerate().skip(w * 4 / W).take(4 / W) {
-                    // Four bits name a number of two vectors; the next two, which two.
-                    let places = _mm512_srlv_epi64(codes, _mm512_set1_epi64(8 * v as i64));
-                    let bit = |bit: i64| _mm512_test_epi64_mask(codes, _mm512_set1_epi64(bit << (8 * v)));
-                    let two = |k: usize| _mm512_permutex2var_pd(part(k), places, part(k + 1));
-                    let low = _mm512_mask_blend_pd(bit(16), two(0), two(2));
-                    let high = _mm512_mask_blend_pd(bit(16), two(4), two(6));
-                    let found = _mm512_mask_blend_pd(bit(32), low, high);
-                    *sum = _mm512_fmadd_pd(_mm512_loadu_pd(values.add(16 * v)), found, *sum);
-                }
+            for (v, sum) in sums.iter_mut().enumerate() {
+                // Four bits name a number of two vectors; the next two, which two.
+                let places = _mm512_srlv_epi64(codes, _mm512_set1_epi64(8 * v as i64));
+                let bit = |bit: i64| _mm512_test_epi64_mask(codes, _mm512_set1_epi64(bit << (8 * v)));
+                let two = |k: usize| _mm512_permutex2var_pd(part(k), places, part(k + 1));
+                let low = _mm512_mask_blend_pd(bit(16), two(0), two(2));
+                let high = _mm512_mask_blend_pd(bit(16), two(4), two(6));
+                let found = _mm512_mask_blend_pd(bit(32), low, high);
+                *sum = _mm512_fmadd_pd(_mm512_loadu_pd(values.add(16 * v)), found, *sum);
             }
             sums
         }

@@ -89,18 +89,18 @@ pub trait Simd<T>: Copy + Send + Sync {
     /// # Safety
     /// Every place is valid for a read.
     unsafe fn gather(self, at: impl Fn(usize) -> [*const T; 4]) -> Self::V;
-    /// Adds to four vectors the products of values and the numbers of windows that codes name: byte `v` of the code of a lane is the place of its number for
-    /// vector `v` among the 64 of window `v W / 4`. The values of a vector follow 16 after those of the one before.
+    /// Adds to four vectors the products of values and the numbers of a window that codes name: byte `v` of the code of a lane is the place of its number for
+    /// vector `v` among 64. The values of a vector follow 16 after those of the one before.
     ///
     /// # Safety
-    /// `values` is valid for `LANES` reads at each of its four places, `codes` for `LANES`, and `windows` for 64 each; bytes are below 64.
+    /// `values` is valid for `LANES` reads at each of its four places, `codes` for `LANES`, and `window` for 64; bytes are below 64.
     #[inline(always)]
-    unsafe fn add_found<const W: usize>(
+    unsafe fn add_found(
         self,
         sums: [Self::V; 4],
         values: *const T,
         codes: *const u32,
-        windows: [*const T; W],
+        window: *const T,
     ) -> [Self::V; 4]
     where
         T: Copy + Default,
@@ -110,7 +110,7 @@ pub trait Simd<T>: Copy + Send + Sync {
             let mut found = [T::default(); 16];
             for (lane, found) in found.iter_mut().enumerate().take(Self::LANES) {
                 // SAFETY: the caller's promise.
-                *found = unsafe { *windows[v * W / 4].add((*codes.add(lane) >> (8 * v) & 63) as usize) };
+                *found = unsafe { *window.add((*codes.add(lane) >> (8 * v) & 63) as usize) };
             }
             // SAFETY: there are at least as many found as lanes, and the caller's promise.
             *sum = unsafe { self.mul_add(self.load(values.add(16 * v)), self.load(found.as_ptr()), *sum) };

@@ -8,6 +8,7 @@ mod values;
 mod windows;
 
 pub use pattern::Pattern;
+pub(crate) use sliced::Before;
 pub use sliced::Sliced;
 pub(crate) use windows::multiply_windows;
 pub use windows::{WindowProduct, Windows};
@@ -41,9 +42,9 @@ pub(crate) fn sparse_scratch_len(batch: usize, out: usize, inp: usize) -> usize 
 pub(crate) fn sparse_cost(pattern: &Pattern, op: Op, batch: usize) -> u64 {
     let (len, positions) = (pattern.len() as u64, pattern.rows().saturating_mul(pattern.width()));
     match (pattern.slots().filter(|_| !gathers(op, batch)), batch) {
-        // Twice a dense vector for a vector of slots in the caches, or five bytes for each beside four from memory; a few rows read a dense matrix once.
+        // One and a half dense vectors for a vector of slots in the caches, or five bytes for each beside four from memory; a few rows read a dense matrix once.
         (Some(slots), _) => {
-            let quarters = if positions <= SHARED { 8 } else { 5 };
+            let quarters = if positions <= SHARED { 6 } else { 5 };
             quarters * slots as u64 / 4 * if batch > 1 { 2 } else { 1 }
         }
         (None, ..TILED_BATCH) if positions <= CACHED => 15 * len,
@@ -72,7 +73,7 @@ pub(crate) const CACHED: usize = 1 << 18;
 const SHARED: usize = 1 << 20;
 
 /// What to multiply with a sparse matrix.
-#[derive(Debug)]
+#[allow(missing_debug_implementations)] // A function has none.
 pub struct SparseProduct<'a, T> {
     pub(crate) pattern: &'a Pattern,
     /// The matrix in this form too, for small batches.
@@ -81,6 +82,8 @@ pub struct SparseProduct<'a, T> {
     pub(crate) x: Rows<'a, T>,
     pub(crate) y: RowsMut<'a, T>,
     pub(crate) update: Update,
+    /// Runs for all outputs, on the threads that then multiply.
+    pub(crate) before: Option<Before<'a, T>>,
     /// [`sparse_scratch_len`] entries.
     pub(crate) scratch: &'a mut [T],
     pub(crate) policy: Policy,
@@ -89,21 +92,27 @@ pub struct SparseProduct<'a, T> {
 /// `Y (+)= X Aᵀ` (forward) or `Y (+)= X A` (transposed) for the sparse matrix of these values. Panics when the operands do not
 /// fit.
 pub(crate) fn multiply_sparse<T: Scalar, W: Source>(source: W, product: SparseProduct<'_, T>) {
-    let SparseProduct { pattern, sliced, op, x, mut y, update, scratch, policy } = product;
+    let SparseProduct { pattern, sliced, op, x, mut y, update, before, scratch, policy } = product;
     assert!(source.cols() == pattern.len() && x.rows() == y.rows());
     assert!((pattern.rows(), pattern.width()) == op.order(y.cols(), x.cols()));
     let values = Stream::new(source, policy.level);
     let by_positions = |x: Rows<'_, T>, y: RowsMut<'_, T>, scratch: &mut [T]| {
-        let product = SparseProduct { pattern, sliced: None, op, x, y, update, scratch, policy };
+        let product =
+            SparseProduct { pattern, sliced: None, op, x, y, update, before: None, scratch, policy };
         match pattern.columns() {
             Columns::Narrow(cols) => multiply(&values, cols, product),
             Columns::Wide(cols) => multiply(&values, cols, product),
         }
     };
     match sliced.filter(|_| takes_slices(pattern, op, x.rows(), policy.level)) {
-        None => by_positions(x, y, scratch),
+        None => {
+            if let Some(before) = before {
+                before(0..y.cols(), y.reborrow());
+            }
+            by_positions(x, y, scratch);
+        }
         Some(sliced) => {
-            let finite = sliced.multiply(x, y.reborrow(), update, scratch, policy);
+            let finite = sliced.multiply(x, y.reborrow(), update, before, scratch, policy);
             for b in (0..x.rows()).filter(|&b| !finite[b]) {
                 by_positions(x.batch(b..b + 1), y.reborrow().batch(b..b + 1), &mut []);
             }

@@ -1,26 +1,25 @@
-//! Small batches, on machines that find numbers in registers: sixteen rows of the matrix advance together, one in each lane, through a window of the
-//! inputs that slides over them. The window lies in registers, and each lane finds its next input there instead of loading it alone.
+//! Small batches, on machines that find numbers in registers: rows of the matrix advance together, one in each lane, through a window of the inputs that
+//! slides over them. The window lies in registers, and each lane finds its next input there instead of loading it alone.
 //!
 //! This is sliced ELLPACK (M. Kreutzer et al., "A unified sparse matrix data format", 2014: rows sorted by length in parts, slices padded to vectors) whose
 //! vectors may hold values of different columns, as long as one window holds their inputs. A row that is ahead waits for the others, so that in random
-//! patterns some 63 % of the lanes do work at 5 % of the positions, and some 87 % at 20 %.
+//! patterns some 60 % of the lanes do work at 5 % of the positions, and some 87 % at 20 %.
 
 use super::TILED_BATCH;
 use super::pattern::Pattern;
 use crate::exec::Policy;
 use crate::kernels::aligned::AlignedVec;
+use crate::kernels::batches::Aligned;
 use crate::kernels::level::{Kernel, Level};
-use crate::kernels::simd::{Simd, prefetch};
+use crate::kernels::simd::Simd;
 use crate::kernels::team;
 use crate::kernels::view::{Rows, RowsMut};
 use crate::matrix::Update;
 use crate::scalar::Scalar;
 use std::ops::Range;
 
-/// Rows that advance together: lanes of the widest vector.
-const SLICE: usize = 16;
-/// Rows that are sorted by their number of values before they are cut into slices, as rows of a slice should end together.
-const SORTED: usize = 8 * SLICE;
+/// Lanes of the widest vector.
+const LANES: usize = 16;
 /// Inputs of a window; those of every number of lanes that there is.
 const WINDOW: usize = 64;
 /// Windows start at multiples of this, so that their vectors lie in whole cache lines.
@@ -28,64 +27,56 @@ const ALIGN: usize = 16;
 /// Vectors of a block: one byte of a code for each.
 const VECTORS: usize = 4;
 /// Slots for values in a block.
-const SLOTS: usize = VECTORS * SLICE;
-/// With more positions than one in so many, a block has one window instead of two: rows then seldom wait, and windows are loaded half as often.
-const DENSE: usize = 14;
+const SLOTS: usize = VECTORS * LANES;
+/// Rows that are sorted by their number of values before they are cut into slices, as rows of a slice should end together: as many as a window has
+/// numbers, so that a block of codes puts their outputs in order.
+const GROUP: usize = WINDOW;
+/// With more positions than one in so many, slices have as many rows as a vector has lanes instead of twice as many: rows then seldom wait, and the
+/// fewer there are, the less.
+const DENSE: usize = 8;
 /// Slots for each value at most: an all but empty pattern is mostly padding.
 const MOST_SLOTS: usize = 8;
 /// Inputs of which each thread makes a copy of its own, at most: they lie on its stack.
 const APART: usize = 4096 + WINDOW;
-/// How far ahead of their use values are fetched in matrices of two windows a block, in bytes. The processor foresees the faster stream of the others
-/// by itself, and asking for it takes a quarter longer.
-const AHEAD: usize = 8192;
+/// What to do with a block: its slice, where its window starts, and which position of the pattern is in each slot.
+type Visit<'a> = dyn FnMut(usize, usize, &[Option<usize>; SLOTS]) + 'a;
 
-/// What to do with a block: its slice, where its windows start, and which position of the pattern is in each slot.
-type Visit<'a> = dyn FnMut(usize, [usize; 2], &[Option<usize>; SLOTS]) + 'a;
-
-/// Windows of each block.
-fn windows(pattern: &Pattern) -> usize {
+/// Rows of a slice, which advance together.
+fn slice_rows(pattern: &Pattern) -> usize {
     let positions = pattern.rows().saturating_mul(pattern.width());
-    if pattern.len().saturating_mul(DENSE) > positions { 1 } else { 2 }
+    if pattern.len().saturating_mul(DENSE) > positions { LANES } else { 2 * LANES }
 }
 
-/// The rows in the order of their lanes, each counted from the first of those sorted with it.
-fn order(pattern: &Pattern) -> Vec<u8> {
+/// The rows in the order of their lanes: each group sorted.
+fn order(pattern: &Pattern) -> Vec<usize> {
     let starts = pattern.starts();
-    let sorted = |first: usize| {
-        let mut rows: Vec<usize> = (first..pattern.rows().min(first + SORTED)).collect();
-        rows.sort_by_key(|&row| starts[row + 1] - starts[row]);
-        rows.into_iter().map(move |row| (row - first) as u8)
-    };
-    (0..pattern.rows()).step_by(SORTED).flat_map(sorted).collect()
+    let mut order: Vec<usize> = (0..pattern.rows()).collect();
+    order.chunks_mut(GROUP).for_each(|rows| rows.sort_by_key(|&row| starts[row + 1] - starts[row]));
+    order
 }
 
-/// Shows the blocks of the pattern, slice after slice.
-fn visit(pattern: &Pattern, order: &[u8], windows: usize, show: &mut Visit<'_>) {
+/// Shows the blocks of the pattern, slice after slice. The vectors of a block belong to its first [`LANES`] rows, then to its next.
+fn visit(pattern: &Pattern, order: &[usize], slice_rows: usize, show: &mut Visit<'_>) {
     let starts = pattern.starts();
     let col = |place: usize, end: usize| if place < end { pattern.col(place) } else { usize::MAX };
-    for (slice, rows) in order.chunks(SLICE).enumerate() {
-        let (mut next, mut ends, mut cols) = ([0; SLICE], [0; SLICE], [usize::MAX; SLICE]);
-        for (lane, row) in rows.iter().enumerate() {
-            let row = slice * SLICE / SORTED * SORTED + usize::from(*row);
-            (next[lane], ends[lane]) = (starts[row] as usize, starts[row + 1] as usize);
-            cols[lane] = col(next[lane], ends[lane]);
+    for (slice, rows) in order.chunks(slice_rows).enumerate() {
+        let (mut next, mut ends, mut cols) = ([0; 2 * LANES], [0; 2 * LANES], [usize::MAX; 2 * LANES]);
+        for (i, &row) in rows.iter().enumerate() {
+            (next[i], ends[i]) = (starts[row] as usize, starts[row + 1] as usize);
+            cols[i] = col(next[i], ends[i]);
         }
-        let first = |cols: &[usize; SLICE]| cols.iter().fold(usize::MAX, |first, &col| first.min(col));
-        while first(&cols) != usize::MAX {
-            let (mut slots, mut from) = ([None; SLOTS], [0; 2]);
-            for (window, slots) in slots.chunks_mut(SLOTS / windows).enumerate() {
-                from[window] = match first(&cols) {
-                    usize::MAX => from[0],
-                    first => first / ALIGN * ALIGN,
-                };
-                for slots in slots.chunks_mut(SLICE) {
-                    for (lane, slot) in slots.iter_mut().enumerate() {
-                        if cols[lane] < from[window] + WINDOW {
-                            *slot = Some(next[lane]);
-                            next[lane] += 1;
-                            cols[lane] = col(next[lane], ends[lane]);
-                        }
-                    }
+        loop {
+            let first = cols.iter().fold(usize::MAX, |first, &col| first.min(col));
+            if first == usize::MAX {
+                break;
+            }
+            let (from, mut slots) = (first / ALIGN * ALIGN, [None; SLOTS]);
+            for (slot, position) in slots.iter_mut().enumerate() {
+                let i = slot * slice_rows / SLOTS / LANES * LANES + slot % LANES;
+                if cols[i] < from + WINDOW {
+                    *position = Some(next[i]);
+                    next[i] += 1;
+                    cols[i] = col(next[i], ends[i]);
                 }
             }
             show(slice, from, &slots);
@@ -96,7 +87,7 @@ fn visit(pattern: &Pattern, order: &[u8], windows: usize, show: &mut Visit<'_>) 
 /// Slots for values that a [`Sliced`] has, `None` where they are too many.
 pub(super) fn slots(pattern: &Pattern) -> Option<usize> {
     let mut blocks = 0;
-    visit(pattern, &order(pattern), windows(pattern), &mut |_, _, _| blocks += 1);
+    visit(pattern, &order(pattern), slice_rows(pattern), &mut |_, _, _| blocks += 1);
     Some(blocks * SLOTS).filter(|&slots| slots <= pattern.len().saturating_mul(MOST_SLOTS))
 }
 
@@ -108,14 +99,14 @@ pub(super) fn input_len(width: usize) -> usize {
 /// A sparse matrix as slices of rows.
 #[derive(Debug, Clone)]
 pub struct Sliced<T> {
-    width: usize,
-    /// Windows of each block.
-    windows: usize,
-    /// Where the blocks of each slice start, and the number of all.
+    shape: (usize, usize),
+    /// Rows of each slice: one or two times [`LANES`].
+    slice_rows: usize,
+    /// Where the blocks of each slice start, and the number of all. The last group has all of its slices.
     starts: Vec<usize>,
-    /// All rows, in the order of their lanes.
-    order: Vec<u8>,
-    /// Where the windows of each block start.
+    /// For each group a block of codes: in which of its lanes the output of each row is.
+    places: AlignedVec<u32>,
+    /// Where the window of each block starts.
     from: Vec<u32>,
     /// Block after block, lane after lane: byte `v` is the place of the input of vector `v` in its window.
     codes: AlignedVec<u32>,
@@ -126,17 +117,17 @@ pub struct Sliced<T> {
 impl<T: Scalar> Sliced<T> {
     /// With the value `value(p)` at position `p` of the pattern; `None` where that takes too much room.
     pub(crate) fn new(pattern: &Pattern, value: impl Fn(usize) -> T) -> Option<Self> {
-        let (windows, order, slots) = (windows(pattern), order(pattern), pattern.slots()?);
-        let (mut starts, mut from) = (vec![0; pattern.rows().div_ceil(SLICE) + 1], Vec::new());
+        let (slice_rows, order, slots) = (slice_rows(pattern), order(pattern), pattern.slots()?);
+        let groups = pattern.rows().div_ceil(GROUP);
+        let (mut starts, mut from) = (vec![0; groups * GROUP / slice_rows + 1], Vec::new());
         let (mut codes, mut values) = (AlignedVec::zeroed(slots / VECTORS), AlignedVec::zeroed(slots));
         let mut block = 0;
-        visit(pattern, &order, windows, &mut |slice, starts_at, positions| {
-            from.extend(starts_at[..windows].iter().map(|&at| at as u32));
+        visit(pattern, &order, slice_rows, &mut |slice, starts_at, positions| {
+            from.push(starts_at as u32);
             for (slot, position) in positions.iter().enumerate() {
                 if let &Some(position) = position {
-                    let (vector, lane) = (slot / SLICE, slot % SLICE);
-                    let place = pattern.col(position) - starts_at[vector * windows / VECTORS];
-                    codes[block * SLICE + lane] |= (place as u32) << (8 * vector);
+                    let place = pattern.col(position) - starts_at;
+                    codes[block * LANES + slot % LANES] |= (place as u32) << (8 * (slot / LANES));
                     values[block * SLOTS + slot] = value(position);
                 }
             }
@@ -145,7 +136,13 @@ impl<T: Scalar> Sliced<T> {
         });
         // Slices of empty rows have shown no block.
         (1..starts.len()).for_each(|slice| starts[slice] = starts[slice].max(starts[slice - 1]));
-        Some(Self { width: pattern.width(), windows, starts, order, from, codes, values })
+        let mut places = AlignedVec::zeroed(groups * LANES);
+        for (lane, row) in order.into_iter().enumerate() {
+            let (group, place, row) = (row / GROUP, lane % GROUP, row % GROUP);
+            places[group * LANES + row % LANES] |= (place as u32) << (8 * (row / LANES));
+        }
+        let shape = (pattern.rows(), pattern.width());
+        Some(Self { shape, slice_rows, starts, places, from, codes, values })
     }
 
     /// `Y (+)= X Aᵀ` for those batch rows, of less than [`TILED_BATCH`], that it returns: inputs that are not finite would reach the rows that wait. Takes
@@ -155,23 +152,24 @@ impl<T: Scalar> Sliced<T> {
         x: Rows<'_, T>,
         y: RowsMut<'_, T>,
         update: Update,
+        before: Option<Before<'_, T>>,
         scratch: &mut [T],
         policy: Policy,
     ) -> [bool; TILED_BATCH] {
-        assert!(x.cols() == self.width && y.cols() == self.order.len() && x.rows() == y.rows());
-        let to = &mut scratch[..x.rows() * input_len(self.width)];
-        let finite = T::dispatch(policy.level, Copy { x, to });
+        assert!((y.cols(), x.cols()) == self.shape && x.rows() == y.rows());
+        let copy = &mut scratch[..x.rows() * input_len(self.shape.1)];
+        let finite = T::dispatch(policy.level, Copy { x, to: copy.as_mut_ptr() });
         let tasks = policy.tasks(self.values.len().saturating_mul(x.rows()));
-        let slices = 0..self.starts.len() - 1;
-        Product { sliced: self, slices, x, copy: to, finite, y, update }.share(tasks, policy.level);
+        let groups = 0..self.places.len() / LANES;
+        Product { sliced: self, groups, x, copy, finite, y, update, before }.share(tasks, policy.level);
         finite
     }
 }
 
-/// Copies the inputs to where windows are aligned and whole; returns which rows are finite.
+/// Copies the inputs to where windows are aligned and whole, [`input_len`] numbers for each row; returns which rows are finite.
 struct Copy<'a, T> {
     x: Rows<'a, T>,
-    to: &'a mut [T],
+    to: *mut T,
 }
 
 impl<T: Scalar> Kernel<T> for Copy<'_, T> {
@@ -179,52 +177,61 @@ impl<T: Scalar> Kernel<T> for Copy<'_, T> {
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) -> [bool; TILED_BATCH] {
         let Self { x, to } = self;
-        let width = x.cols();
+        let (width, len) = (x.cols(), input_len(x.cols()));
         let mut finite = [false; TILED_BATCH];
-        for (b, to) in to.chunks_exact_mut(input_len(width)).enumerate() {
+        for (b, finite) in finite.iter_mut().enumerate().take(x.rows()) {
             let (x, mut wrong) = (x.row(b), simd.zero());
-            for j in (0..to.len()).step_by(S::LANES) {
+            for j in (0..len).step_by(S::LANES) {
                 let count = S::LANES.min(width.saturating_sub(j));
                 // SAFETY: `count` inputs are left, and a whole vector of the copy, whose length is a multiple of the lanes.
                 unsafe {
                     let numbers = simd.load_part(x.as_ptr().wrapping_add(j), count);
                     wrong = simd.mul_add(numbers, simd.zero(), wrong);
-                    simd.store(to.as_mut_ptr().add(j), numbers);
+                    simd.store(to.add(b * len + j), numbers);
                 }
             }
-            finite[b] = simd.sum(wrong) == T::zero();
+            *finite = simd.sum(wrong) == T::zero();
         }
         finite
     }
 }
 
-/// The product with some slices, the rows of `y`.
+/// The product with some groups, the rows of `y`.
 struct Product<'a, T> {
     sliced: &'a Sliced<T>,
-    slices: Range<usize>,
+    groups: Range<usize>,
     x: Rows<'a, T>,
     /// What [`Copy`] made of them, and which rows of it are multiplied.
     copy: &'a [T],
     finite: [bool; TILED_BATCH],
     y: RowsMut<'a, T>,
     update: Update,
+    before: Option<Before<'a, T>>,
 }
 
+/// What a thread does with the outputs in a range before it adds to them.
+pub(crate) type Before<'a, T> = &'a (dyn Fn(Range<usize>, RowsMut<'_, T>) + Sync);
+
 impl<T: Scalar> Product<'_, T> {
-    /// Splits it between rows that are not sorted together, nearest to where half of the blocks lie.
+    /// Splits it between groups, nearest to where half of the blocks lie.
     fn share(self, tasks: usize, level: Level) {
-        let Self { sliced, slices, x, copy, finite, y, update } = self;
-        let starts = &sliced.starts[slices.start..=slices.end];
-        let half = starts[0].midpoint(starts[slices.len()]);
-        let (at, group) = (starts.partition_point(|&start| start < half), SORTED / SLICE);
-        let at = (at + group / 2) / group * group;
-        if tasks < 2 || at == 0 || at >= slices.len() {
-            return T::dispatch(level, Product { sliced, slices, x, copy, finite, y, update });
+        let Self { sliced, groups, x, copy, finite, mut y, update, before } = self;
+        if tasks < 2 || groups.len() < 2 {
+            if let Some(before) = before {
+                let first = groups.start * GROUP;
+                before(first..first + y.cols(), y.reborrow());
+            }
+            return T::dispatch(level, Product { sliced, groups, x, copy, finite, y, update, before });
         }
-        let (middle, tasks_right) = (slices.start + at, tasks / 2);
-        let (top, bottom) = y.split_columns(at * SLICE);
-        let left = Product { sliced, slices: slices.start..middle, x, copy, finite, y: top, update };
-        let right = Product { sliced, slices: middle..slices.end, x, copy, finite, y: bottom, update };
+        let start = |group: usize| sliced.starts[group * GROUP / sliced.slice_rows];
+        let half = start(groups.start).midpoint(start(groups.end));
+        let middle = (groups.start + 1..groups.end - 1).find(|&group| start(group) >= half);
+        let middle = middle.unwrap_or(groups.end - 1);
+        let tasks_right = tasks / 2;
+        let (top, bottom) = y.split_columns((middle - groups.start) * GROUP);
+        let left = Product { sliced, groups: groups.start..middle, x, copy, finite, y: top, update, before };
+        let right =
+            Product { sliced, groups: middle..groups.end, x, copy, finite, y: bottom, update, before };
         team::join(|| left.share(tasks - tasks_right, level), move || right.apart(tasks_right, level));
     }
 
@@ -234,72 +241,97 @@ impl<T: Scalar> Product<'_, T> {
         if len > APART {
             return self.share(tasks, level);
         }
-        let mut room = Room([T::default(); APART]);
-        T::dispatch(level, Copy { x: self.x, to: &mut room.0[..len] });
-        Product { copy: &room.0[..len], ..self }.share(tasks, level);
+        let mut room = Aligned::<T, APART>::new();
+        let to = room.pointer();
+        T::dispatch(level, Copy { x: self.x, to });
+        // SAFETY: so many numbers have been written, and the room stays as long as the product takes.
+        let copy = unsafe { std::slice::from_raw_parts(to, len) };
+        Product { copy, ..self }.share(tasks, level);
     }
 }
-
-/// Memory for a copy of the inputs.
-#[repr(align(64))]
-struct Room<T>([T; APART]);
 
 impl<T: Scalar> Kernel<T> for Product<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
-        if self.sliced.windows == 1 { self.slices::<S, 1>(simd) } else { self.slices::<S, 2>(simd) }
+        if self.sliced.slice_rows == LANES { self.groups::<S, 1>(simd) } else { self.groups::<S, 2>(simd) }
     }
 }
 
 impl<T: Scalar> Product<'_, T> {
-    /// With blocks of `W` windows.
+    /// With slices of `N` times [`LANES`] rows.
     #[inline(always)]
-    fn slices<S: Simd<T>, const W: usize>(self, simd: S) {
-        let Self { sliced, slices, copy, finite, mut y, update, .. } = self;
-        let Sliced { width, starts, order, from, codes, values, .. } = sliced;
-        let (len, blocks) = (input_len(*width), codes.len() / SLICE);
-        assert!(SLICE.is_multiple_of(S::LANES) && copy.len() >= y.rows() * len);
-        assert!(values.len() == blocks * SLOTS && from.len() == blocks * W && starts[slices.end] <= blocks);
-        let first = slices.start * SLICE;
-        for slice in slices {
-            let rows = &order[slice * SLICE..order.len().min((slice + 1) * SLICE)];
-            let offset = slice * SLICE / SORTED * SORTED - first;
+    fn groups<S: Simd<T>, const N: usize>(self, simd: S) {
+        let Self { sliced, groups, copy, finite, mut y, update, .. } = self;
+        let (len, slices) = (input_len(sliced.shape.1), GROUP / LANES / N);
+        assert!(LANES.is_multiple_of(S::LANES) && copy.len() == y.rows() * len);
+        let first = groups.start;
+        for group in groups {
+            let starts = &sliced.starts[group * slices..=(group + 1) * slices];
+            let places = &sliced.places[group * LANES..][..LANES];
             for b in (0..y.rows()).filter(|&b| finite[b]) {
-                let x = copy[b * len..].as_ptr();
-                let mut outputs = [T::default(); SLICE];
-                for lane in (0..SLICE).step_by(S::LANES) {
-                    let mut sums = [simd.zero(); VECTORS];
-                    for block in starts[slice]..starts[slice + 1] {
-                        // SAFETY: there are so many blocks; windows start below the width, and a whole one follows that. Codes are places in them.
-                        unsafe {
-                            let values = values.as_ptr().add(block * SLOTS + lane);
-                            let codes = codes.as_ptr().add(block * SLICE + lane);
-                            if W == 2 {
-                                (0..SLOTS * size_of::<T>()).step_by(64).for_each(|line| {
-                                    prefetch(values.cast::<u8>().wrapping_add(AHEAD + line));
-                                });
-                                prefetch(codes.cast::<u8>().wrapping_add(AHEAD / VECTORS));
-                            }
-                            let mut windows = [x; W];
-                            for (w, window) in windows.iter_mut().enumerate() {
-                                *window = x.add(*from.get_unchecked(block * W + w) as usize);
-                            }
-                            sums = simd.add_found(sums, values, codes, windows);
-                        }
-                    }
-                    let sum = simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3]));
-                    // SAFETY: LANES divides SLICE.
-                    unsafe { simd.store(outputs.as_mut_ptr().add(lane), sum) };
+                let (mut outputs, x) = ([T::default(); GROUP], &copy[b * len..][..len]);
+                for (outputs, blocks) in outputs.chunks_exact_mut(N * LANES).zip(starts.windows(2)) {
+                    sliced.slice::<S, N>(simd, blocks[0]..blocks[1], x, outputs);
                 }
-                let y = &mut y.row(b)[offset..];
-                for (output, row) in outputs.iter().zip(rows) {
-                    let y = &mut y[usize::from(*row)];
-                    match update {
-                        Update::Overwrite => *y = *output,
-                        Update::Accumulate => *y += *output,
-                    }
+                put(simd, places, &outputs, &mut y.row(b)[(group - first) * GROUP..], update);
+            }
+        }
+    }
+}
+
+impl<T: Scalar> Sliced<T> {
+    /// The outputs of a slice, `N` times [`LANES`] of them.
+    #[inline(always)]
+    fn slice<S: Simd<T>, const N: usize>(&self, simd: S, blocks: Range<usize>, x: &[T], outputs: &mut [T]) {
+        let Self { shape, from, codes, values, .. } = self;
+        let stored = from.len().min(codes.len() / LANES).min(values.len() / SLOTS);
+        assert!(blocks.end <= stored && x.len() == input_len(shape.1) && outputs.len() == N * LANES);
+        for lane in (0..LANES).step_by(S::LANES) {
+            let mut sums = [simd.zero(); VECTORS];
+            for block in blocks.clone() {
+                // SAFETY: there are so many blocks; windows start below the width, and a whole one follows that. Codes are places in them.
+                unsafe {
+                    let values = values.as_ptr().add(block * SLOTS + lane);
+                    let codes = codes.as_ptr().add(block * LANES + lane);
+                    let window = x.as_ptr().add(*from.get_unchecked(block) as usize);
+                    sums = simd.add_found(sums, values, codes, window);
                 }
+            }
+            let (first, second) = (simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3]));
+            // SAFETY: the lanes that a vector has divide `LANES`, and there are `N` times as many outputs.
+            unsafe {
+                let outputs = outputs.as_mut_ptr().add(lane);
+                if N == 1 {
+                    simd.store(outputs, simd.add(first, second));
+                } else {
+                    simd.store(outputs, first);
+                    simd.store(outputs.add(LANES), second);
+                }
+            }
+        }
+    }
+}
+
+/// Writes the outputs of a group, or as many as `y` has left, from their lanes to their places.
+#[inline(always)]
+fn put<T: Scalar, S: Simd<T>>(simd: S, places: &[u32], outputs: &[T; GROUP], y: &mut [T], update: Update) {
+    assert!(places.len() == LANES);
+    let ones = [T::one(); SLOTS];
+    for lane in (0..LANES).step_by(S::LANES) {
+        let mut sums = [simd.zero(); VECTORS];
+        // SAFETY: vectors end where `y` does; places are places in a window, and there are so many outputs.
+        unsafe {
+            if update == Update::Accumulate {
+                for (v, sum) in sums.iter_mut().enumerate() {
+                    let at = (v * LANES + lane).min(y.len());
+                    *sum = simd.load_part(y.as_ptr().add(at), S::LANES.min(y.len() - at));
+                }
+            }
+            sums = simd.add_found(sums, ones.as_ptr().add(lane), places.as_ptr().add(lane), outputs.as_ptr());
+            for (v, sum) in sums.into_iter().enumerate() {
+                let at = (v * LANES + lane).min(y.len());
+                simd.store_part(y.as_mut_ptr().add(at), sum, S::LANES.min(y.len() - at));
             }
         }
     }
@@ -344,8 +376,8 @@ mod tests {
         (x, y)
     }
 
-    fn check<T: Scalar>(level: Level, pattern: &Pattern, windows: usize) {
-        assert_eq!(super::windows(pattern), windows);
+    fn check<T: Scalar>(level: Level, pattern: &Pattern, slice: usize) {
+        assert_eq!(super::slice_rows(pattern), slice * LANES);
         let (rows, width, batch) = (pattern.rows(), pattern.width(), 3);
         let sliced = Sliced::new(pattern, |p| T::narrow(number(p))).expect("enough values");
         let (x, want) = expected(pattern, batch);
@@ -353,7 +385,11 @@ mod tests {
         let mut scratch = vec![T::narrow(f64::NAN); batch * input_len(width)];
         let mut run = |x: &[T], y: &mut [T], parallelism: Parallelism, update: Update| {
             let (x, y) = (Rows::new(x, batch, width, width), RowsMut::new(y, batch, rows, rows));
-            sliced.multiply(x, y, update, &mut scratch, Policy { parallelism, level })
+            sliced.multiply(x, y, update, None, &mut scratch, Policy { parallelism, level })
+        };
+        let halves = |outputs: Range<usize>, mut y: RowsMut<'_, T>| {
+            assert_eq!(outputs.len(), y.cols());
+            (0..batch).for_each(|b| y.row(b).fill(T::narrow(0.5)));
         };
         for parallelism in [Parallelism::Seq, Parallelism::Threads(2), Parallelism::Threads(5)] {
             let mut y = vec![T::one(); batch * rows];
@@ -363,6 +399,12 @@ mod tests {
             y.fill(T::narrow(f64::NAN));
             assert_eq!(run(&x, &mut y, parallelism, Update::Overwrite), [true, true, true, false]);
             assert!(equal(&y, 1.0), "{level} {rows} x {width}, {parallelism:?}");
+            y.fill(T::narrow(f64::NAN));
+            let (xs, ys) = (Rows::new(&x, batch, width, width), RowsMut::new(&mut y, batch, rows, rows));
+            let (policy, mut scratch) =
+                (Policy { parallelism, level }, vec![T::zero(); batch * input_len(width)]);
+            sliced.multiply(xs, ys, Update::Accumulate, Some(&halves), &mut scratch, policy);
+            assert!(equal(&y, 0.5), "{level} {rows} x {width}, {parallelism:?}: after another product");
         }
         for wrong in [f64::NAN, f64::INFINITY] {
             for (at, row) in [(0, 0), (x.len() - 1, 2)] {
@@ -381,19 +423,22 @@ mod tests {
     #[test]
     fn products_equal_their_formula_at_every_level() {
         for level in Level::available() {
-            for (shape, share, windows) in [
+            for (shape, share, slice) in [
                 ((12, 1), (1, 1), 1),
                 ((8, 3), (1, 1), 1),
                 ((17, 64), (1, 2), 1),
-                ((33, 200), (1, 8), 1),
+                ((33, 200), (1, 7), 1),
+                ((65, 200), (1, 9), 2),
                 ((300, 129), (1, 3), 1),
                 ((129, 600), (1, 30), 2),
                 ((520, 257), (1, 20), 2),
+                ((1300, 900), (1, 20), 2),
+                ((700, 300), (1, 4), 1),
             ] {
                 // The last row is empty: one of a single row would have nothing.
                 let rows = (shape.0 + 1, shape.1);
-                check::<f32>(level, &pattern(rows, share), windows);
-                check::<f64>(level, &pattern(rows, share), windows);
+                check::<f32>(level, &pattern(rows, share), slice);
+                check::<f64>(level, &pattern(rows, share), slice);
             }
         }
     }
@@ -437,7 +482,7 @@ mod tests {
             let (x, mut scratch) = (Rows::new(&x, 1, empty.width(), empty.width()), vec![0.0; input_len(7)]);
             for (update, want) in [(Update::Accumulate, 3.0), (Update::Overwrite, 0.0)] {
                 let y_rows = RowsMut::new(&mut y, 1, n, n);
-                assert!(sliced.multiply(x, y_rows, update, &mut scratch, Policy::default())[0]);
+                assert!(sliced.multiply(x, y_rows, update, None, &mut scratch, Policy::default())[0]);
                 assert!(y.iter().all(|y| *y == want));
             }
         }
@@ -464,6 +509,7 @@ mod tests {
                     x: Rows::new(&x, 2, 300, 300),
                     y: RowsMut::new(&mut y, 2, 40, 40),
                     update: Update::Accumulate,
+                    before: None,
                     scratch: &mut scratch,
                     policy: Policy::default(),
                 },

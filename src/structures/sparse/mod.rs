@@ -10,7 +10,7 @@ use super::expanded::{Expand, Expanded};
 use crate::error::{Error, Result};
 use crate::gradient::{Differentiate, gathered};
 use crate::kernels::{
-    Level, Pattern, Sliced, SparseProduct, Spectrum, SpectrumCache, sparse_cost, sparse_scratch_len,
+    Before, Level, Pattern, Sliced, SparseProduct, Spectrum, SpectrumCache, sparse_cost, sparse_scratch_len,
     takes_slices,
 };
 use crate::linalg::{Threads, matmul_tn};
@@ -189,13 +189,28 @@ impl Expand for Sparse {
     }
 }
 
-impl<T: Scalar> Multiply<T> for Sparse {
-    fn multiply(&self, operands: Operands<'_, T>) {
-        let Some(Operands { op, x, y, update, work }) = self.multiply_densely(operands) else { return };
+impl Sparse {
+    /// Whether a product goes through the rows in slices, and so cheaply that handing them over to threads counts.
+    pub(crate) fn takes_slices(&self, op: Op, batch: usize, level: Level) -> bool {
+        !self.is_expanded(op, batch) && takes_slices(&self.pattern, op, batch, level)
+    }
+
+    /// The product of the matrix itself, each thread running `before` for its outputs first.
+    pub(crate) fn multiply_after<T: Scalar>(&self, before: Option<Before<'_, T>>, operands: Operands<'_, T>) {
+        let Operands { op, x, y, update, work } = operands;
         let sliced = self.sliced::<T>(op, x.rows(), work.policy.level);
         let (pattern, policy) = (&self.pattern, work.policy);
         let (scratch, _) = work.slice(sparse_scratch_len(x.rows(), pattern.rows(), pattern.width()));
-        self.values.multiply_sparse(SparseProduct { pattern, sliced, op, x, y, update, scratch, policy });
+        let product = SparseProduct { pattern, sliced, op, x, y, update, before, scratch, policy };
+        self.values.multiply_sparse(product);
+    }
+}
+
+impl<T: Scalar> Multiply<T> for Sparse {
+    fn multiply(&self, operands: Operands<'_, T>) {
+        if let Some(operands) = self.multiply_densely(operands) {
+            self.multiply_after(None, operands);
+        }
     }
 }
 
