@@ -206,6 +206,16 @@ impl Packing {
         first + step * width + lane % PANEL
     }
 
+    /// How many numbers of a row, from the one at `(row, col)` on, lie at equal distances, and that distance.
+    #[inline(always)]
+    pub(crate) fn run(&self, row: usize, col: usize) -> (usize, usize) {
+        match self.lanes {
+            _ if self.is_shared() => (1, 1),
+            Lanes::Rows => (self.cols - col, self.panel(0, row % self.rows / PANEL * PANEL).1),
+            Lanes::Cols => (PANEL - col % PANEL, 1),
+        }
+    }
+
     /// Where its scale lies.
     #[inline(always)]
     pub(crate) fn scale_index(&self, row: usize, col: usize) -> usize {

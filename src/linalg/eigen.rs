@@ -4,11 +4,15 @@ use super::convert::{Operand, max_abs, safe_scale, standard, transposed_mut};
 use super::svd::no_convergence;
 use super::{Real, Threads, check_finite, check_square, gram};
 use crate::error::{Error, Result};
-use faer::Spec;
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
+use faer::{Par, Spec};
 use ndarray::{Array2, ArrayRef2, s};
+
+/// Smaller decompositions run on the calling thread: a second one makes them slower. With vectors, and without.
+const PARALLEL_VECTORS: usize = 768;
+const PARALLEL_VALUES: usize = 1536;
 
 /// An eigendecomposition `A = V diag(values) Vᵀ` of a symmetric matrix, eigenvalues descending.
 #[derive(Debug, Clone)]
@@ -35,7 +39,12 @@ pub fn eigh(a: &ArrayRef2<f64>, threads: Threads) -> Result<Eigh> {
 /// # Errors
 /// As [`eigh`].
 pub fn eigvalsh(a: &ArrayRef2<f64>, threads: Threads) -> Result<Vec<f64>> {
-    Ok(decompose::<f64>(a, false, threads)?.0)
+    eigvalsh_in::<f64>(a, threads)
+}
+
+/// The same as [`eigvalsh`], computed in the precision of `T`.
+pub(super) fn eigvalsh_in<T: Real>(a: &ArrayRef2<f64>, threads: Threads) -> Result<Vec<f64>> {
+    Ok(decompose::<T>(a, false, threads)?.0)
 }
 
 /// The same as [`eigh`], computed in the precision of `T`: eigenvalues, and eigenvectors as rows.
@@ -55,7 +64,8 @@ fn decompose<T: Real>(a: &ArrayRef2<f64>, vectors: bool, threads: Threads) -> Re
         T::narrow(if i < j { 0.0 } else { 0.5 * (a[[i, j]] * scale) + 0.5 * (a[[j, i]] * scale) })
     });
     let op = Operand::new(&symmetric);
-    let par = threads.par();
+    let least = if vectors { PARALLEL_VECTORS } else { PARALLEL_VALUES };
+    let par = if n < least { Par::Seq } else { threads.par() };
     let wanted = if vectors { ComputeEigenvectors::Yes } else { ComputeEigenvectors::No };
     let mut memory = MemBuffer::new(self_adjoint_evd_scratch::<T>(n, wanted, par, Spec::default()));
     let mut values = Diag::zeros(n);

@@ -1,11 +1,13 @@
 //! A block Krylov space of `AᵀA`, fully orthogonalised, and Rayleigh-Ritz extraction from it.
 
 use super::convert::standard;
-use super::eigen::eigh_in;
-use super::qr::factor;
+use super::eigen::{eigh_in, eigvalsh_in};
+use super::packed::Packed;
+use super::qr::{cholesky_qr, factor};
 use super::svd::from_rows;
-use super::{Eigh, Real, Svd, Threads, eigh, eigvalsh, gram, matmul, matmul_into, matmul_nt, matmul_tn, svd};
+use super::{Eigh, Real, Svd, Threads, eigh, gram, matmul, matmul_into, matmul_nt, matmul_tn, svd};
 use crate::error::Result;
+use crate::scalar::Scalar;
 use ndarray::{Array2, ArrayRef2, Axis, s};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -14,15 +16,16 @@ use rand_distr::{Distribution, StandardNormal};
 /// Columns of a probe for missed directions.
 const PROBE: usize = 8;
 
-/// Errors of a Gram matrix of orthonormal vectors that a Newton step takes below any tolerance, and that are too large for one.
-const NEAR: f64 = 1e-6;
-const FAR: f64 = 1e-3;
+/// Least part of each vector that is orthogonal to those before it, for a Gram matrix to make them orthonormal: to ten digits less
+/// than the precision, which a second pass brings back, and to the precision.
+const DEPENDENT: f64 = 1e-4;
+const NEAR: f64 = 0.5;
 /// Eigenvalues of a Gram matrix down to this fraction of the largest give singular vectors to eleven digits.
 const TAME: f64 = 1e-5;
 
 /// The space, in either precision. Vectors are rows, so that blocks append and stay contiguous.
 pub(super) struct Krylov<'a, T> {
-    a: &'a ArrayRef2<T>,
+    a: &'a Packed,
     rank: usize,
     threads: Threads,
     rng: ChaCha8Rng,
@@ -36,9 +39,9 @@ pub(super) struct Krylov<'a, T> {
     next: Array2<T>,
 }
 
-impl<'a, T: Real> Krylov<'a, T> {
+impl<'a, T: Scalar> Krylov<'a, T> {
     /// An empty space for the `m x n` matrix `a`.
-    pub fn new(a: &'a ArrayRef2<T>, rank: usize, seed: u64, threads: Threads) -> Self {
+    pub fn new(a: &'a Packed, rank: usize, seed: u64, threads: Threads) -> Self {
         let (m, n) = a.dim();
         Self {
             a,
@@ -59,8 +62,8 @@ impl<'a, T: Real> Krylov<'a, T> {
 
     /// The first block: a Gaussian sketch of the rows.
     pub fn start(&mut self, block: usize) {
-        let sketch = self.gaussian(block, self.a.nrows());
-        self.next = matmul(&sketch, self.a, self.threads);
+        let sketch = self.gaussian(block, self.a.dim().0);
+        self.next = self.a.pulled(&sketch);
         self.expand(block);
     }
 
@@ -87,8 +90,8 @@ impl<'a, T: Real> Krylov<'a, T> {
     pub fn multiply(&mut self) {
         let done = self.images.nrows();
         let new = self.basis.slice(s![done.., ..]);
-        let images = matmul_nt(&new, self.a, self.threads);
-        let mut next = matmul(&images, self.a, self.threads);
+        let images = self.a.images(&new);
+        let mut next = self.a.pulled(&images);
         let coefficients = self.project_out(&mut next);
         append_rows(&mut self.images, &images);
         self.gram.push(coefficients);
@@ -97,7 +100,8 @@ impl<'a, T: Real> Krylov<'a, T> {
 
     /// Energy of the leading `rank` Ritz values (squared singular values), and the least of them.
     pub fn captured(&self) -> Result<(f64, f64)> {
-        let values = eigvalsh(&self.gram_matrix(), self.threads)?;
+        // In the precision of the images, whose Gram matrix has no more digits.
+        let values = eigvalsh_in::<T>(&self.gram_matrix(), self.threads)?;
         let kept = &values[..self.rank.min(values.len())];
         Ok((kept.iter().sum(), kept.last().copied().unwrap_or(0.0)))
     }
@@ -120,10 +124,11 @@ impl<'a, T: Real> Krylov<'a, T> {
             let length = T::narrow(value.max(f64::MIN_POSITIVE).sqrt());
             vector.mapv_inplace(|x| x / length);
         }
-        let q = orthonormal_rows(matmul(&leading, &self.images, self.threads).mapv(T::widen), self.threads);
+        let images = matmul(&leading, &self.images, self.threads).mapv(T::widen);
+        let (q, _) = orthonormal_rows(&images, NEAR, self.threads);
         let b = match exact {
             Some(a) => matmul(&q, a, self.threads),
-            None => matmul(&q.mapv(T::narrow), self.a, self.threads).mapv(T::widen),
+            None => self.a.pulled(&q.mapv(T::narrow)).mapv(T::widen),
         };
         let small = wide_svd(&b, self.threads)?;
         Ok(from_rows(matmul_tn(&small.u, &q, self.threads), small.s, small.vt))
@@ -132,17 +137,16 @@ impl<'a, T: Real> Krylov<'a, T> {
     /// Looks for what the space misses: a fresh random block, pulled twice towards the leading
     /// directions of `A` outside of the space. Returns the largest squared gain found and the block.
     pub fn probe(&mut self) -> (f64, Array2<T>) {
-        let n = self.a.ncols();
+        let n = self.a.dim().1;
         let width = PROBE.min(n - self.len());
         let gaussian = self.gaussian(width, n);
         let mut block = self.orthonormal(gaussian);
         let mut largest = 0.0;
         for _ in 0..if width > 0 { 2 } else { 0 } {
-            let images = matmul_nt(&block, self.a, self.threads);
-            let mut pulled = matmul(&images, self.a, self.threads);
+            let mut pulled = self.a.pulled(&self.a.images(&block));
             self.project_out(&mut pulled);
             block = self.orthonormal(pulled);
-            let images = matmul_nt(&block, self.a, self.threads);
+            let images = self.a.images(&block);
             let energies = images.outer_iter().map(|w| w.dot(&w).widen());
             largest = energies.fold(largest, f64::max);
         }
@@ -166,10 +170,8 @@ impl<'a, T: Real> Krylov<'a, T> {
             return block;
         }
         for pass in 0..6 {
-            // Narrow blocks gain nothing from threads.
-            let q = factor(&mut block, Threads::ONE.par());
-            // The diagonal of R tells how much of each unit vector the last projection left.
-            let left: Vec<f64> = block.diag().iter().map(|x| x.widen().abs()).collect();
+            // How much of each unit vector the last projection and the vectors before left.
+            let (q, left) = orthonormal_rows(&block, DEPENDENT, Threads::ONE);
             let settled = pass > 0 && left.iter().all(|&x| x > 0.5);
             let lost: Vec<usize> = (0..q.nrows()).filter(|&i| pass > 0 && left[i] < T::LOST).collect();
             block = q;
@@ -214,24 +216,16 @@ pub(crate) fn append_rows<T: Real>(a: &mut Array2<T>, block: &ArrayRef2<T>) {
     *a = Array2::from_shape_vec((rows + block.nrows(), cols), data).expect("rows of one length");
 }
 
-/// Orthonormal rows that span those of `y`, which nearly are orthonormal.
-fn orthonormal_rows(y: Array2<f64>, threads: Threads) -> Array2<f64> {
-    let mut y = y;
-    for _ in 0..3 {
-        let g = gram(&y.t(), threads);
-        let off = g.indexed_iter().map(|((i, j), g)| (g - if i == j { 1.0 } else { 0.0 }).abs());
-        let off = off.fold(0.0, f64::max);
-        if off.is_nan() || off > FAR {
-            break;
-        }
-        // A Newton step towards the nearest orthonormal matrix squares the error.
-        let step = Array2::from_shape_fn(g.dim(), |(i, j)| if i == j { 1.5 } else { 0.0 } - 0.5 * g[[i, j]]);
-        y = matmul(&step, &y, threads);
-        if off < NEAR {
-            return y;
-        }
+/// Orthonormal rows that span those of `y`, and how much of each row of `y` is orthogonal to the rows before it: by a Cholesky decomposition
+/// of their Gram matrix in `f64` where that is more than the share `least` of each, by Householder reflections otherwise.
+fn orthonormal_rows<T: Real>(y: &Array2<T>, least: f64, threads: Threads) -> (Array2<T>, Vec<f64>) {
+    let mut wide = y.mapv(T::widen);
+    if let Some(left) = cholesky_qr(&mut wide, least, threads) {
+        return (wide.mapv(T::narrow), left);
     }
-    factor(&mut y, threads.par())
+    let mut reflected = y.clone();
+    let q = factor(&mut reflected, threads.par());
+    (q, reflected.diag().iter().map(|x| x.widen().abs()).collect())
 }
 
 /// The SVD of a wide matrix, by its Gram matrix where that keeps the digits.
@@ -264,11 +258,13 @@ impl Krylov<'_, f64> {
 mod tests {
     use super::super::testing::{diff, gaussian, orthogonality};
     use super::*;
+    use crate::storage::Storage;
 
     #[test]
     fn basis_stays_orthonormal_and_gram_is_that_of_the_images() {
         for a in [gaussian(40, 30, 1), Array2::eye(30), gaussian(40, 2, 1).dot(&gaussian(2, 30, 2))] {
-            let mut krylov = Krylov::new(&a, 3, 7, Threads(1));
+            let packed = Packed::new(&a, Storage::F64, Threads(1));
+            let mut krylov = Krylov::<f64>::new(&packed, 3, 7, Threads(1));
             krylov.start(7);
             krylov.multiply();
             while krylov.len() < 30 {

@@ -15,6 +15,7 @@ mod jacobi;
 mod krylov;
 mod leading;
 mod lstsq;
+mod packed;
 mod pivoted;
 mod product;
 mod qr;

@@ -1,7 +1,7 @@
 //! The thin QR decomposition.
 
 use super::convert::{standard, transposed_mut};
-use super::{Real, Threads};
+use super::{Real, Threads, cholesky, gram};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::householder::{
     apply_block_householder_sequence_on_the_left_in_place_scratch as apply_scratch,
@@ -70,6 +70,18 @@ pub(super) fn factor<T: Real>(at: &mut Array2<T>, par: Par) -> Array2<T> {
     qt
 }
 
+/// Makes the rows of `y` orthonormal by the Cholesky decomposition `G = L Lᵀ` of their Gram matrix, in `2 k² n` flops for `k x n`, and returns
+/// the diagonal of `L`: how much of each row is orthogonal to the rows before it. `None`, and `y` as it was, where that is not more
+/// than the share `least` of each: errors grow like the square of its inverse.
+pub(super) fn cholesky_qr(y: &mut Array2<f64>, least: f64, threads: Threads) -> Option<Vec<f64>> {
+    let g = gram(&y.t(), threads);
+    let factor = cholesky(&g).ok()?;
+    let left = factor.l.diag().to_vec();
+    let independent = left.iter().zip(g.diag()).all(|(left, energy)| *left > least * energy.sqrt());
+    independent.then(|| factor.solve_lower(y, threads))?;
+    Some(left)
+}
+
 /// Writes the first columns of the product of the reflections into `qt`, transposed.
 fn expand<T: Real>(basis: MatRef<'_, T>, coefficients: MatRef<'_, T>, qt: &mut Array2<T>, par: Par) {
     let (k, m) = qt.dim();
@@ -114,6 +126,29 @@ mod tests {
         check(&a);
         check(&gaussian(20, 3, 1).dot(&gaussian(3, 12, 2)));
         check(&Array2::eye(9));
+    }
+
+    #[test]
+    fn cholesky_rows() {
+        for (k, n) in [(1, 1), (5, 9), (40, 90), (0, 3)] {
+            let y = gaussian(k, n, 3);
+            let mut q = y.clone();
+            let left = cholesky_qr(&mut q, 1e-3, Threads(2)).unwrap();
+            assert!(orthogonality(&q.t().to_owned()) < 1e-12);
+            let reference = qr(&y.t());
+            assert!(diff(&q.t().to_owned(), &reference.q) < 1e-11);
+            assert!(left.iter().zip(reference.r.diag()).all(|(x, y)| (x - y).abs() < 1e-11));
+        }
+        let mut dependent = gaussian(6, 9, 4);
+        let sum = &dependent.row(0) + &dependent.row(3);
+        dependent.row_mut(5).assign(&sum);
+        for least in [1e-6, 0.5] {
+            let mut y = dependent.clone();
+            assert!(cholesky_qr(&mut y, least, Threads(1)).is_none());
+            assert_eq!(y, dependent);
+        }
+        assert!(cholesky_qr(&mut Array2::from_elem((2, 3), f64::NAN), 0.1, Threads(1)).is_none());
+        assert!(cholesky_qr(&mut gaussian(4, 3, 1), 1e-6, Threads(1)).is_none());
     }
 
     #[test]

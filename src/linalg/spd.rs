@@ -17,6 +17,16 @@ pub struct Cholesky {
     pub l: Array2<f64>,
 }
 
+impl Cholesky {
+    /// `L⁻¹ X` in the place of `X`, `n x k` in standard layout, in `n² k` flops.
+    pub(super) fn solve_lower(&self, x: &mut Array2<f64>, threads: Threads) {
+        if !x.is_empty() {
+            let l = Operand::new(&self.l);
+            solve_lower_triangular_in_place(l.mat(), row_major_mut(x), threads.par());
+        }
+    }
+}
+
 /// Cholesky factorisation of a symmetric positive definite `n x n` matrix in `n³ / 3` flops. Only the
 /// lower triangle is read.
 ///

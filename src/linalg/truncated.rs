@@ -1,8 +1,11 @@
 //! Truncated SVD: exact, or by a randomised block Krylov method with an a-posteriori error control.
 
 use super::krylov::Krylov;
-use super::{Real, Svd, Threads, check_finite, matmul_into, svd};
+use super::packed::Packed;
+use super::{Svd, Threads, check_finite, matmul_into, svd};
 use crate::error::{Error, Result};
+use crate::scalar::Scalar;
+use crate::storage::Storage;
 use ndarray::ArrayRef2;
 
 /// How [`truncated_svd`] works.
@@ -57,7 +60,7 @@ pub struct TruncatedSvd {
 /// at `4 m n` flops per direction (of `f32` unless the error is tiny), and stops when the energy still to be
 /// gained, extrapolated from the last gains and checked with a fresh random probe, is below the tolerance.
 /// At a rank of an eighth that is about ten times cheaper than the exact SVD. Memory: the matrix once more in
-/// `f32`, and two `f32` vectors per direction; two to three times as many directions as the rank.
+/// `f32` (twice while it is packed), and two `f32` vectors per direction; two to three times as many directions as the rank.
 ///
 /// # Errors
 /// [`Error::NonFinite`] for NaN or infinite entries, [`Error::Parameter`] for a tolerance that is not a
@@ -129,11 +132,10 @@ impl Search<'_> {
     fn run(&self) -> Result<Option<TruncatedSvd>> {
         let mut outcome = Outcome::TooFine;
         if (1e-25..1e25).contains(&self.energy) {
-            let single = self.a.as_standard_layout().mapv(|x| x as f32);
-            outcome = self.within(&single, None)?;
+            outcome = self.within::<f32>(Storage::F32, None)?;
         }
         if let Outcome::TooFine = outcome {
-            outcome = self.within(self.a, Some(|krylov| krylov.fine_ritz()))?;
+            outcome = self.within::<f64>(Storage::F64, Some(|krylov| krylov.fine_ritz()))?;
         }
         match outcome {
             Outcome::Found(found) => Ok(Some(found)),
@@ -141,10 +143,10 @@ impl Search<'_> {
         }
     }
 
-    /// With a space in the precision of `a`. `fine` resolves what energies do not, where the precision allows it.
-    fn within<T: Real>(&self, a: &ArrayRef2<T>, fine: Option<Fine<T>>) -> Result<Outcome> {
+    /// With a space of those numbers. `fine` resolves what energies do not, where the precision allows it.
+    fn within<T: Scalar>(&self, storage: Storage, fine: Option<Fine<T>>) -> Result<Outcome> {
         let &Self { rank, energy, options, threads, .. } = self;
-        let n = a.ncols();
+        let n = self.a.ncols();
         let goal = (rank + options.oversample.max(2)).min(n);
         let block = goal.div_ceil(3).clamp(8, 64).min(n);
         // Beyond this the small problems cost as much as the exact SVD of the whole.
@@ -152,7 +154,8 @@ impl Search<'_> {
         let finish = |svd, error, iterations| {
             Ok(Outcome::Found(TruncatedSvd { svd, error, iterations, exact: false }))
         };
-        let mut krylov = Krylov::new(a, rank, options.seed, threads);
+        let packed = Packed::new(self.a, storage, threads);
+        let mut krylov = Krylov::new(&packed, rank, options.seed, threads);
         let mut judge = Judge::default();
         let mut next = goal;
         krylov.start(block);

@@ -4,7 +4,7 @@ use super::{GROUP, Storage, quantize};
 use crate::error::{Error, Result};
 use crate::exec::Policy;
 use crate::kernels::{
-    self, AlignedVec, Lanes, Mix, Packing, PanelMap, PanelProduct, RowScaling, Rows, RowsMut, SLACK,
+    self, AlignedVec, Lanes, Mix, PANEL, Packing, PanelMap, PanelProduct, RowScaling, Rows, RowsMut, SLACK,
     SparseProduct, WindowProduct,
 };
 use crate::matrix::{Op, Update};
@@ -62,6 +62,12 @@ impl Layout {
     #[inline]
     fn index(&self, row: usize, col: usize) -> usize {
         self.packing.map_or(row * self.stride() + col, |packing| packing.index(row, col))
+    }
+
+    /// How many numbers of a row, from the one at `(row, col)` on, lie at equal distances, and that distance.
+    #[inline]
+    fn run(&self, row: usize, col: usize) -> (usize, usize) {
+        self.packing.map_or((self.cols - col, 1), |packing| packing.run(row, col))
     }
 
     #[inline]
@@ -363,9 +369,21 @@ impl Factor {
 
     fn moved<E: bytemuck::Pod>(&self, numbers: &[E], target: Layout) -> AlignedVec<E> {
         let (from, mut to) = (self.layout(), AlignedVec::zeroed(target.len()));
-        for row in 0..from.rows {
-            for col in 0..from.cols {
-                to[target.index(row, col)] = numbers[from.index(row, col)];
+        // Tiles of both layouts stay in the first-level cache.
+        let (tiles, cols) = (from.rows.div_ceil(PANEL), from.cols);
+        for (tile, first) in
+            (0..tiles).flat_map(|tile| (0..cols).step_by(2 * PANEL).map(move |col| (tile, col)))
+        {
+            for row in tile * PANEL..from.rows.min((tile + 1) * PANEL) {
+                let (mut col, end) = (first, cols.min(first + 2 * PANEL));
+                while col < end {
+                    let ((n, step), (m, stride)) = (from.run(row, col), target.run(row, col));
+                    let n = n.min(m).min(end - col);
+                    let source = numbers[from.index(row, col)..].iter().step_by(step);
+                    let places = to[target.index(row, col)..].iter_mut().step_by(stride);
+                    places.zip(source).take(n).for_each(|(to, from)| *to = *from);
+                    col += n;
+                }
             }
         }
         to
