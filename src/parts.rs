@@ -5,7 +5,8 @@
 //! changing storage and files follow from that.
 
 use crate::error::{Error, Result};
-use crate::projection::{Family, check_finite};
+use crate::linalg::check_finite;
+use crate::projection::Family;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
 use ndarray::Array3;

@@ -90,7 +90,7 @@ fn cosines<T: Scalar>(before: &ArrayRef2<T>, after: &ArrayRef2<T>) -> Result<Vec
         return Err(Error::shape("hidden states after", &[tokens.max(1), hidden.max(1)], after.shape()));
     }
     for states in [before, after] {
-        crate::projection::check_finite("hidden states", states)?;
+        crate::linalg::check_finite("hidden states", states)?;
     }
     let cosine = |(token, (x, y)): (usize, (ndarray::ArrayView1<'_, T>, ndarray::ArrayView1<'_, T>))| {
         // Scaled, so that squares neither over- nor underflow.

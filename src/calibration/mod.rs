@@ -128,7 +128,7 @@ impl Calibrator {
                 if matrix.dim() != (n, n) {
                     return Err(Error::shape("moments", &[n, n], matrix.shape()));
                 }
-                crate::projection::check_finite("moments", &matrix)?;
+                crate::linalg::check_finite("moments", &matrix)?;
                 Ok(matrix)
             };
             let samples = vector(SAMPLES, 1)?[0];

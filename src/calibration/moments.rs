@@ -97,7 +97,7 @@ impl Moments {
             if x.dim() != (seen.nrows(), n) {
                 return Err(Error::shape("activations", &[seen.nrows(), n], x.shape()));
             }
-            crate::projection::check_finite("activations", x)?;
+            crate::linalg::check_finite("activations", x)?;
         }
         let rows = seen.nrows();
         if rows == 0 {

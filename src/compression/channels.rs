@@ -1,7 +1,7 @@
 //! Channels of feed-forward blocks that can go.
 
 use crate::error::{Error, Result};
-use crate::projection::check_finite;
+use crate::linalg::check_finite;
 use crate::scalar::Scalar;
 use ndarray::{Array2, ArrayView2, Axis};
 

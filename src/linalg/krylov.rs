@@ -4,7 +4,7 @@ use super::convert::standard;
 use super::eigen::{eigh_in, eigvalsh_in};
 use super::packed::Packed;
 use super::qr::{cholesky_qr, factor};
-use super::svd::from_rows;
+use super::svd::{from_columns, from_rows};
 use super::{Eigh, Real, Svd, Threads, eigh, gram, matmul, matmul_into, matmul_nt, matmul_tn, svd};
 use crate::error::Result;
 use crate::scalar::Scalar;
@@ -125,13 +125,13 @@ impl<'a, T: Scalar> Krylov<'a, T> {
             vector.mapv_inplace(|x| x / length);
         }
         let images = matmul(&leading, &self.images, self.threads).mapv(T::widen);
-        let (q, _) = orthonormal_rows(&images, NEAR, self.threads);
+        let (q, _) = orthonormal_rows(images, NEAR, self.threads);
         let b = match exact {
             Some(a) => matmul(&q, a, self.threads),
             None => self.a.pulled(&q.mapv(T::narrow)).mapv(T::widen),
         };
         let small = wide_svd(&b, self.threads)?;
-        Ok(from_rows(matmul_tn(&small.u, &q, self.threads), small.s, small.vt))
+        Ok(from_columns(matmul_tn(&q, &small.u, self.threads), small.s, small.vt))
     }
 
     /// Looks for what the space misses: a fresh random block, pulled twice towards the leading
@@ -171,10 +171,10 @@ impl<'a, T: Scalar> Krylov<'a, T> {
         }
         for pass in 0..6 {
             // How much of each unit vector the last projection and the vectors before left.
-            let (q, left) = orthonormal_rows(&block, DEPENDENT, Threads::ONE);
+            let (q, left) = orthonormal_rows(block.mapv(T::widen), DEPENDENT, Threads::ONE);
             let settled = pass > 0 && left.iter().all(|&x| x > 0.5);
             let lost: Vec<usize> = (0..q.nrows()).filter(|&i| pass > 0 && left[i] < T::LOST).collect();
-            block = q;
+            block = q.mapv(T::narrow);
             if settled {
                 break;
             }
@@ -217,15 +217,13 @@ pub(crate) fn append_rows<T: Real>(a: &mut Array2<T>, block: &ArrayRef2<T>) {
 }
 
 /// Orthonormal rows that span those of `y`, and how much of each row of `y` is orthogonal to the rows before it: by a Cholesky decomposition
-/// of their Gram matrix in `f64` where that is more than the share `least` of each, by Householder reflections otherwise.
-fn orthonormal_rows<T: Real>(y: &Array2<T>, least: f64, threads: Threads) -> (Array2<T>, Vec<f64>) {
-    let mut wide = y.mapv(T::widen);
-    if let Some(left) = cholesky_qr(&mut wide, least, threads) {
-        return (wide.mapv(T::narrow), left);
+/// of their Gram matrix where that is more than the share `least` of each, by Householder reflections otherwise.
+fn orthonormal_rows(mut y: Array2<f64>, least: f64, threads: Threads) -> (Array2<f64>, Vec<f64>) {
+    if let Some(left) = cholesky_qr(&mut y, least, threads) {
+        return (y, left);
     }
-    let mut reflected = y.clone();
-    let q = factor(&mut reflected, threads.par());
-    (q, reflected.diag().iter().map(|x| x.widen().abs()).collect())
+    let q = factor(&mut y, threads.par());
+    (q, y.diag().iter().map(|x| x.abs()).collect())
 }
 
 /// The SVD of a wide matrix, by its Gram matrix where that keeps the digits.

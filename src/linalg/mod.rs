@@ -28,7 +28,7 @@ mod tridiagonal;
 mod truncated;
 
 use crate::error::{Error, Result};
-use ndarray::ArrayRef2;
+use ndarray::{ArrayRef2, ArrayView1, ArrayView2};
 
 pub use assignment::assignment;
 pub use complex::{ComplexSvd, complex_svd_truncated};
@@ -70,19 +70,21 @@ impl Default for Threads {
 }
 
 /// [`Error::NonFinite`] for the first NaN or infinity of `a`, in row-major order.
-pub(crate) fn check_finite(what: &'static str, a: &ArrayRef2<f64>) -> Result<()> {
-    // The contiguous pass has no index bookkeeping and vectorises; the search only runs on failure.
-    let clean = match a.as_slice_memory_order() {
-        Some(slice) => slice.iter().all(|x| x.is_finite()),
-        None => a.iter().all(|x| x.is_finite()),
-    };
-    if clean {
+pub(crate) fn check_finite<T: Real>(what: &'static str, a: &ArrayRef2<T>) -> Result<()> {
+    // Whole lines at once: which number it is matters once there is one.
+    let finite = |line: ArrayView1<'_, T>| line.fold(true, |all, x| all & x.widen().is_finite());
+    if lines(a).outer_iter().all(finite) {
         return Ok(());
     }
-    match a.indexed_iter().find(|(_, x)| !x.is_finite()) {
-        Some(((row, col), &value)) => Err(Error::NonFinite { what, row, col, value }),
+    match a.indexed_iter().find(|(_, x)| !x.widen().is_finite()) {
+        Some(((row, col), value)) => Err(Error::NonFinite { what, row, col, value: value.widen() }),
         None => Ok(()),
     }
+}
+
+/// `a` or its transpose, whichever has rows that lie in one piece.
+fn lines<T>(a: &ArrayRef2<T>) -> ArrayView2<'_, T> {
+    if a.t().is_standard_layout() { a.t() } else { a.view() }
 }
 
 /// [`Error::Shape`] unless `a` is square; its order otherwise.

@@ -75,15 +75,24 @@ impl Svd {
 }
 
 /// Builds an [`Svd`] from transposed left vectors (`k x m`), fixing signs.
-pub(super) fn from_rows(mut ut: Array2<f64>, s: Vec<f64>, mut vt: Array2<f64>) -> Svd {
-    for (mut u, mut v) in ut.outer_iter_mut().zip(vt.outer_iter_mut()) {
-        let largest = u.iter().fold(0.0f64, |best, &x| if x.abs() > best.abs() { x } else { best });
-        if largest < 0.0 {
-            u.mapv_inplace(|x| -x);
-            v.mapv_inplace(|x| -x);
-        }
+pub(super) fn from_rows(ut: Array2<f64>, s: Vec<f64>, vt: Array2<f64>) -> Svd {
+    from_columns(standard(&ut.t()), s, vt)
+}
+
+/// The same from left vectors (`m x k`).
+pub(super) fn from_columns(mut u: Array2<f64>, s: Vec<f64>, mut vt: Array2<f64>) -> Svd {
+    let mut signs = vec![0.0f64; u.ncols()];
+    for row in u.outer_iter() {
+        signs.iter_mut().zip(row).filter(|(best, x)| x.abs() > best.abs()).for_each(|(best, x)| *best = *x);
     }
-    Svd { u: standard(&ut.t()), s, vt }
+    signs.iter_mut().for_each(|sign| *sign = if *sign < 0.0 { -1.0 } else { 1.0 });
+    for mut row in u.outer_iter_mut() {
+        row.iter_mut().zip(&signs).for_each(|(x, sign)| *x *= sign);
+    }
+    for (mut v, _) in vt.outer_iter_mut().zip(&signs).filter(|(_, sign)| **sign < 0.0) {
+        v.mapv_inplace(|x| -x);
+    }
+    Svd { u, s, vt }
 }
 
 /// Exact thin SVD of an `m x n` matrix: `k = min(m, n)` components, about `O(max(m, n) k²)` flops (very
@@ -196,7 +205,7 @@ fn slow(a: &ArrayRef2<f64>) -> Svd {
         }
     }
     let u = reduced.q.dot(&qr(&small).q);
-    from_rows(standard(&u.t()), s, vt)
+    from_columns(u, s, vt)
 }
 
 /// Rebuilds the error of a failed convergence; kept in one place so that messages agree.

@@ -2,7 +2,7 @@
 
 use super::krylov::Krylov;
 use super::packed::Packed;
-use super::{Svd, Threads, check_finite, matmul_into, svd};
+use super::{Svd, Threads, check_finite, lines, matmul_into, svd};
 use crate::error::{Error, Result};
 use crate::scalar::Scalar;
 use crate::storage::Storage;
@@ -59,8 +59,8 @@ pub struct TruncatedSvd {
 /// The randomised method grows a Krylov space of `AᵀA` (or `AAᵀ`, whichever is smaller) block by block,
 /// at `4 m n` flops per direction (of `f32` unless the error is tiny), and stops when the energy still to be
 /// gained, extrapolated from the last gains and checked with a fresh random probe, is below the tolerance.
-/// At a rank of an eighth that is about ten times cheaper than the exact SVD. Memory: the matrix once more in
-/// `f32` (twice while it is packed), and two `f32` vectors per direction; two to three times as many directions as the rank.
+/// At a rank of an eighth that is about ten times cheaper than the exact SVD. Memory: the matrix twice more in
+/// `f32` (three times while it is packed), and two `f32` vectors per direction; two to three times as many directions as the rank.
 ///
 /// # Errors
 /// [`Error::NonFinite`] for NaN or infinite entries, [`Error::Parameter`] for a tolerance that is not a
@@ -77,7 +77,7 @@ pub fn truncated_svd(
     }
     let (m, n) = a.dim();
     let rank = rank.min(m).min(n);
-    let energy: f64 = a.iter().map(|x| x * x).sum();
+    let energy: f64 = lines(a).outer_iter().map(|line| line.dot(&line)).sum();
     let randomized = match options.method {
         SvdMethod::Exact => false,
         SvdMethod::Auto => pays(m.min(n), rank),

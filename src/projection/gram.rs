@@ -1,8 +1,8 @@
 //! What a layer sees: the second moment of its inputs.
 
-use super::{Feedback, check_finite};
+use super::Feedback;
 use crate::error::{Error, Result};
-use crate::linalg::{self, Threads};
+use crate::linalg::{self, Threads, check_finite};
 use crate::scalar::Scalar;
 use ndarray::{Array2, ArrayRef2};
 use std::sync::OnceLock;

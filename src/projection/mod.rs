@@ -29,11 +29,12 @@ pub use run::{Options, Progress, Run};
 pub(crate) use selection::{largest, select};
 
 use crate::error::{Error, Result};
+use crate::linalg::check_finite;
 use crate::matrix::StructuredMatrix;
 use crate::parts::{MAX_FEATURES, Parts};
 use crate::scalar::Scalar;
 use crate::storage::{Codes, Storage};
-use ndarray::{Array2, ArrayRef2, ArrayView1};
+use ndarray::{Array2, ArrayRef2};
 use std::time::Instant;
 
 /// What a projection minimises.
@@ -252,17 +253,4 @@ pub(crate) fn check_weight<T: Scalar>(w: &ArrayRef2<T>) -> Result<Array2<f64>> {
     }
     check_finite("weight", w)?;
     Ok(w.as_standard_layout().mapv(T::widen))
-}
-
-/// Refuses NaN and infinities.
-pub(crate) fn check_finite<T: Scalar>(what: &'static str, a: &ArrayRef2<T>) -> Result<()> {
-    // Whole rows at once: which number it is matters once there is one.
-    let finite = |row: ArrayView1<'_, T>| row.fold(true, |all, v| all & v.widen().is_finite());
-    if a.outer_iter().all(finite) {
-        return Ok(());
-    }
-    match a.indexed_iter().find(|(_, v)| !v.widen().is_finite()) {
-        Some(((row, col), value)) => Err(Error::NonFinite { what, row, col, value: value.widen() }),
-        None => Ok(()),
-    }
 }

@@ -1,8 +1,8 @@
 use crate::compose::Combination;
 use crate::error::{Error, Result};
 use crate::io::{self, Source, Writer};
+use crate::linalg::check_finite;
 use crate::matrix::StructuredMatrix;
-use crate::projection::check_finite;
 use crate::storage::{Factor, Storage};
 use ndarray::Array2;
 use std::sync::Arc;

@@ -175,7 +175,9 @@ impl Factor {
 
     /// One matrix. `f32` arrays are kept exactly by [`Storage::F32`], `f64` arrays by [`Storage::F64`].
     pub fn from_matrix<T: Scalar>(storage: Storage, a: &ArrayRef2<T>) -> Self {
-        Self::from_fn(storage, (1, a.nrows(), a.ncols()), |_, i, j| a[[i, j]].widen())
+        Self::from_rows(storage, (1, a.nrows(), a.ncols()), &mut |i, row| {
+            row.iter_mut().zip(a.row(i)).for_each(|(v, a)| *v = a.widen());
+        })
     }
 
     /// A stack of equally shaped matrices; `shape` counts when the stack is empty.

@@ -40,7 +40,7 @@ impl Dense {
     /// # Errors
     /// [`Error::NonFinite`](crate::Error::NonFinite) for NaN or infinities.
     pub fn new<T: Scalar>(w: &ArrayRef2<T>) -> Result<Self> {
-        crate::projection::check_finite("weight", w)?;
+        crate::linalg::check_finite("weight", w)?;
         let storage = if size_of::<T>() == 4 { Storage::F32 } else { Storage::F64 };
         Ok(Self { weight: Factor::from_matrix(storage, w).packed_forward() })
     }

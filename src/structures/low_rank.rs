@@ -11,7 +11,8 @@ use crate::projection::{Family, Fit, Gram, Guarantee, Objective, Request, Run, s
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
-use ndarray::{Array2, Array3, ArrayRef2, Axis};
+use ndarray::{Array1, Array2, Array3, ArrayRef2, Axis};
+use std::mem::take;
 
 /// `W = U V` or `W = U diag(s) V`, with `U` of `out x rank` and `V` of `rank x in`.
 ///
@@ -239,42 +240,37 @@ impl Family for LowRank {
             return Err(Error::parameter("rank", spec.rank, format!("1 to {}", m.min(n))));
         }
         let options = SvdOptions { method: spec.method, seed: run.seed(), ..SvdOptions::default() };
-        let (svd, s, vt) = match objective.root()? {
+        let decompose = |a: &Array2<f64>| linalg::truncated_svd(a, spec.rank, &options, run.threads());
+        let (found, s, vt) = match objective.root()? {
             None => {
-                let svd = linalg::truncated_svd(w, spec.rank, &options, run.threads())?;
-                let (s, vt) = (svd.svd.s.clone(), svd.svd.vt.clone());
-                (svd, s, vt)
+                let mut found = decompose(w)?;
+                let (s, vt) = (take(&mut found.svd.s), take(&mut found.svd.vt));
+                (found, s, vt)
             }
             Some(root) => {
-                let svd = linalg::truncated_svd(
-                    &linalg::matmul(w, root, run.threads()),
-                    spec.rank,
-                    &options,
-                    run.threads(),
-                )?;
+                let found = decompose(&linalg::matmul(w, root, run.threads()))?;
                 // P Pᵀ W, with the norms of the rows of Pᵀ W in the place of singular values.
-                let mut vt = linalg::matmul_tn(&svd.svd.u, w, run.threads());
+                let mut vt = linalg::matmul_tn(&found.svd.u, w, run.threads());
                 let s: Vec<f64> = vt.outer_iter().map(|row| row.dot(&row).sqrt()).collect();
                 vt.outer_iter_mut().zip(&s).filter(|(_, s)| **s > 0.0).for_each(|(mut row, s)| row /= *s);
-                (svd, s, vt)
+                (found, s, vt)
             }
         };
-        let guarantee = if svd.exact {
+        let guarantee = if found.exact {
             Guarantee::GlobalOptimum
         } else {
             Guarantee::WithinFactor(1.0 + options.tolerance)
         };
-        let (iterations, mut u, mut v) = (svd.iterations, svd.svd.u, vt);
+        let (iterations, mut u, mut v) = (found.iterations, found.svd.u, vt);
         let s = match spec.form {
             LowRankForm::Usv => {
                 let row = Array2::from_shape_fn((1, s.len()), |(_, k)| s[k]);
                 Some(Factor::from_matrix(run.storage(), &row))
             }
             LowRankForm::TwoFactors => {
-                for (k, s) in s.iter().enumerate() {
-                    u.index_axis_mut(Axis(1), k).mapv_inplace(|a| a * s.sqrt());
-                    v.index_axis_mut(Axis(0), k).mapv_inplace(|a| a * s.sqrt());
-                }
+                let roots = Array1::from_iter(s.iter().map(|s| s.sqrt()));
+                u *= &roots;
+                v *= &roots.insert_axis(Axis(1));
                 None
             }
         };

@@ -1,8 +1,8 @@
 //! Rotations of a head that attention does not see.
 
 use crate::error::{Error, Result};
-use crate::linalg::{self, Threads, matmul_nt};
-use crate::projection::{check_finite, ratio};
+use crate::linalg::{self, Threads, check_finite, matmul_nt};
+use crate::projection::ratio;
 use ndarray::{Array2, ArrayRef2};
 use std::ops::Deref;
 
