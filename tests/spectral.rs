@@ -431,17 +431,21 @@ fn sizes_on_both_sides_of_every_choice_of_transform_equal_the_dense_formula() {
     }
 }
 
-/// One row of a large grid: threads share its outputs.
+/// Threads share the outputs of one row of a large grid, the weights of short blocks, or the rows of a batch.
 #[test]
 fn threads_change_no_bit_of_a_block_circulant_product() {
-    for (shape, block) in [((4000, 4096), 256), ((6000, 4200), 300), ((2048, 8192), 512)] {
+    let wide = [((4000, 4096), 256, 1), ((6000, 4200), 300, 1), ((2048, 8192), 512, 1)];
+    let short = [2, 4, 5, 8]
+        .into_iter()
+        .flat_map(|block| [1, 3, 7, 8, 9, 13, 33, 70].map(|batch| ((390, 515), block, batch)));
+    for (shape, block, batch) in wide.into_iter().chain(short) {
         let request = Request::new().with("block", block);
         let w = family("block_circulant").unwrap().random(shape, &request, Storage::F32, 3).unwrap();
         for transposed in [false, true] {
             let (outputs, inputs) = if transposed { (shape.1, shape.0) } else { shape };
-            let x = gaussian(1, inputs, 4).mapv(|v| v as f32);
+            let x = gaussian(batch, inputs, 4).mapv(|v| v as f32);
             let product = |threads: usize, update: Update| {
-                let (mut y, mut exec) = (Array2::from_elem((1, outputs), 0.5f32), Exec::threads(threads));
+                let (mut y, mut exec) = (Array2::from_elem((batch, outputs), 0.5f32), Exec::threads(threads));
                 match transposed {
                     false => w.apply_into(&x, &mut y, update, &mut exec).unwrap(),
                     true => w.apply_transpose_into(&x, &mut y, update, &mut exec).unwrap(),
@@ -451,7 +455,11 @@ fn threads_change_no_bit_of_a_block_circulant_product() {
             for update in [Update::Overwrite, Update::Accumulate] {
                 let one = product(1, update);
                 for threads in [2, 3, 5] {
-                    assert_eq!(one, product(threads, update), "{shape:?} {block} {transposed} {threads}");
+                    assert_eq!(
+                        one,
+                        product(threads, update),
+                        "{shape:?} {block} {batch} {transposed} {threads}"
+                    );
                 }
             }
         }

@@ -260,6 +260,8 @@ pub struct Spectrum<T> {
     pub(crate) sparse: Option<SparseSpectrum<T>>,
     /// Dense weights, one block per bin.
     pub(crate) factor: Option<Factor>,
+    /// Those of the real bins, where they lie apart.
+    pub(crate) real: Option<Factor>,
     /// A sparse matrix for products of small batches.
     pub(crate) sliced: Option<Sliced<T>>,
 }

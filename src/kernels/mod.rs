@@ -60,7 +60,7 @@ pub(crate) use sparse::{
 };
 #[doc(hidden)]
 pub use sparse::{Pattern, Sliced, SparseProduct, WindowProduct, Windows};
-pub(crate) use spectral::{BlockTransform, Convolution, Layout, Transform, spectrum_len};
+pub(crate) use spectral::{BlockTransform, Convolution, Layout, Transform, bins_len, spectrum_len};
 #[doc(hidden)]
 pub use spectral::{GridProduct, SpectrumGrid, TransformPass};
 pub(crate) use team::{join, width as team_width};

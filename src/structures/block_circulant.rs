@@ -1,13 +1,13 @@
 //! Block-circulant matrices.
 
-use super::spectral::{
-    convolve, convolve_scratch_len, correlate, for_rows, scratch_len, spectra, transform_flops,
-};
+use super::shares::{Shares, parts, share_len};
+use super::spectral::{convolve, convolve_scratch_len, correlate, spectra, transform_flops};
 use crate::error::{Error, Result};
-use crate::exec::Workspace;
+use crate::exec::{Parallelism, Policy, Workspace};
 use crate::gradient::Differentiate;
 use crate::kernels::{
-    BlockTransform, Convolution, Layout, PanelMap, RealFft, Rows, RowsMut, Spectrum, SpectrumCache,
+    BlockTransform, Convolution, Layout, PanelMap, ROWS_TOGETHER, RealFft, Rows, RowsMut, Spectrum,
+    SpectrumCache, bins_len,
 };
 use crate::linalg::{SpdSolver, Threads, matmul_tn};
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
@@ -19,11 +19,23 @@ use crate::storage::{Factor, Storage};
 use ndarray::{Array2, Array3, ArrayRef2, Axis, s};
 use num_complex::Complex;
 
-/// Blocks up to this size are expanded to a dense matrix on first use: transforms would save less than they cost.
+/// Blocks up to this size whose length has no transform in vectors are expanded to a dense matrix on first use.
 const DENSE_BLOCK: usize = 4;
+
+/// So are all of those in matrices of up to this many entries, where transforms take longer than they save.
+const DENSE_ENTRIES: usize = 1 << 14;
 
 /// Blocks from this size on have bins enough to fill vectors; for smaller ones the blocks do.
 const WIDE_BLOCK: usize = 256;
+
+/// Rows of a batch that pass through all steps together at most, so that their spectra stay in a core's cache.
+const ROWS_AT_ONCE: usize = 32;
+
+/// Threads that share a batch rather than the weights, at most. Each has rows that are multiplied together at least, as sums depend on these.
+const MOST_SHARES: usize = 8;
+
+/// Multiply-adds with the real bins from which on they are shared between threads by themselves, beside the complex ones.
+const WORTH_SHARING: usize = 1 << 16;
 
 /// Added to the diagonal of the systems of the projection, relative to its mean.
 const RIDGE: f64 = 1e-10;
@@ -33,7 +45,8 @@ const RIDGE: f64 = 1e-10;
 ///
 /// Parameters: `ceil(out / p) ceil(in / p) p`, about `out * in / p`; `p = 1` is the dense matrix and `p = max(out, in)` the circulant
 /// one. Product: a Fourier transform of each input block, one complex `out / p x in / p` matrix per frequency, and a transform of each
-/// output block; about `2 out * in / p` real multiply-adds with half as many weights. Blocks of up to 4 are multiplied as a dense matrix.
+/// output block; about `2 out * in / p` real multiply-adds with half as many weights. Blocks of 3, and those of 2 and 4 in matrices of up to 2^14 entries, are
+/// multiplied as a dense matrix.
 ///
 /// Projection: each `c` is the mean of the entries that it stands for, the optimum. With activations, the optimum solves one
 /// system of `in / p` unknowns per frequency where `p` divides both sides; for other shapes these systems precondition conjugate gradients
@@ -83,14 +96,16 @@ impl BlockCirculant {
     }
 
     fn is_dense(&self) -> bool {
-        self.block() <= DENSE_BLOCK
+        let p = self.block();
+        let small = self.shape.0 * self.shape.1 <= DENSE_ENTRIES;
+        p <= DENSE_BLOCK && (p == 1 || !p.is_power_of_two() || small)
     }
 
     fn is_wide(&self) -> bool {
         self.block() >= WIDE_BLOCK
     }
 
-    /// The weights that products use: `W` itself, or spectra, or the real above the imaginary parts of each bin.
+    /// The weights that products use: `W` itself, or spectra, or the real bins, and of the others the real above the imaginary parts.
     fn spectrum<T: Scalar>(&self) -> &Spectrum<T> {
         self.cache.get(|| {
             let storage = if size_of::<T>() == 4 { Storage::F32 } else { Storage::F64 };
@@ -108,30 +123,38 @@ impl BlockCirculant {
                 return Spectrum { convolution: Some(convolution), ..Default::default() };
             }
             let transform = BlockTransform::<T>::new(p);
-            let mut bins = Array3::<Complex<f64>>::zeros((a, b, transform.bins()));
+            let mut bins = Array3::<Complex<f64>>::zeros((a, b, p / 2 + 1));
             let mut row = vec![0.0; p];
-            for i in 0..a {
-                for j in 0..b {
-                    self.c.decode_row(i, j, 0, &mut row);
-                    bins.slice_mut(s![i, j, ..])
-                        .iter_mut()
-                        .zip(spectrum_of(&row))
-                        .enumerate()
-                        .for_each(|(bin, (to, z))| *to = z / transform.gain(bin));
-                }
+            for (i, j) in (0..a).flat_map(|i| (0..b).map(move |j| (i, j))) {
+                self.c.decode_row(i, j, 0, &mut row);
+                bins.slice_mut(s![i, j, ..]).iter_mut().zip(spectrum_of(&row)).for_each(|(to, z)| *to = z);
             }
-            let factor = Factor::from_fn(storage, (transform.bins(), 2 * a, b), |f, i, j| {
-                if i < a { bins[[i, j, f]].re } else { bins[[i - a, j, f]].im }
+            let (gain, complex) = transform.gains();
+            let real = Factor::from_fn(storage, (transform.real_bins(), a, b), |f, i, j| {
+                bins[[i, j, f * (p / 2)]].re / gain
             });
-            Spectrum { blocks: Some(transform), factor: Some(factor.packed_forward()), ..Default::default() }
+            let factor = Factor::from_fn(storage, (transform.bins(), 2 * a, b), |f, i, j| {
+                let z = bins[[i % a, j, f + 1]] / complex;
+                if i < a { z.re } else { z.im }
+            });
+            Spectrum {
+                blocks: Some(transform),
+                real: Some(real.packed_forward()),
+                factor: Some(factor.packed_forward()),
+                ..Default::default()
+            }
         })
     }
 
-    fn task_len(&self) -> usize {
-        let p = self.block();
+    /// Scratch of one share, with so many rows at once.
+    fn share_len(&self, rows: usize) -> usize {
+        let (a, b, p) = self.c.shape();
         let need =
             || BlockTransform::<f32>::new(p).scratch_len().max(BlockTransform::<f64>::new(p).scratch_len());
-        self.cache.scratch_len(need)
+        // Either side may be stacked.
+        let spectra =
+            |blocks: usize| Workspace::<f32>::matrix_len(2 * rows, bins_len(p, Layout::Stacked, blocks));
+        spectra(a) + spectra(b) + share_len(self.cache.scratch_len(need))
     }
 }
 
@@ -143,7 +166,7 @@ impl<T: Scalar> Multiply<T> for BlockCirculant {
             }
             return;
         }
-        let Spectrum { blocks, factor, convolution, .. } = self.spectrum::<T>();
+        let Spectrum { blocks, real, factor, convolution, .. } = self.spectrum::<T>();
         if let Some(convolution) = convolution {
             let operands = Operands { op, x, y, update, work };
             return convolve(
@@ -160,41 +183,84 @@ impl<T: Scalar> Multiply<T> for BlockCirculant {
         if self.is_dense() {
             return factor.multiply(op, x, y, update, work.policy);
         }
-        let Some(transform) = blocks else { return };
-        let (batch, policy, bins) = (x.rows(), work.policy, transform.bins());
-        let (a, b, p) = self.c.shape();
+        let (Some(transform), Some(real)) = (blocks, real) else { return };
+        let (batch, policy) = (x.rows(), work.policy);
+        let tasks = policy.tasks((self.flops(batch) / 2) as usize);
+        let count = tasks.min(most_shares(batch));
+        let parallelism = if count < tasks { Parallelism::Threads(tasks / count) } else { Parallelism::Seq };
+        let (policy, at_once) = (Policy { parallelism, ..policy }, rows_at_once(batch, count));
+        let (scratch, _) = work.slice(self.share_len(at_once) * count);
+        let bins = Bins { transform, real, complex: factor };
+        Shares { count, together: ROWS_TOGETHER }.run(x, y, scratch, &|x, mut y, scratch| {
+            for rows in parts(x.rows(), at_once, ROWS_TOGETHER) {
+                let (x, y) = (x.batch(rows.clone()), y.reborrow().batch(rows));
+                bins.multiply(Operands { op, x, y, update, work: Workspace::new(&mut *scratch, policy) });
+            }
+        });
+    }
+}
+
+/// Threads that share a batch, at most.
+fn most_shares(batch: usize) -> usize {
+    (batch / ROWS_TOGETHER).clamp(1, MOST_SHARES)
+}
+
+/// Rows that pass through all steps together in each of `count` shares: in all of them, twice the batch at most.
+fn rows_at_once(batch: usize, count: usize) -> usize {
+    let fair = (2 * batch.min(ROWS_AT_ONCE * MOST_SHARES)).div_ceil(count).next_multiple_of(ROWS_TOGETHER);
+    fair.min(ROWS_AT_ONCE)
+}
+
+/// The matrices that spectra of short blocks are multiplied by, block by block of the bins.
+struct Bins<'a, T> {
+    transform: &'a BlockTransform<T>,
+    /// `out / p x in / p` for each real bin.
+    real: &'a Factor,
+    /// The real above the imaginary parts of each complex one.
+    complex: &'a Factor,
+}
+
+impl<T: Scalar> Bins<'_, T> {
+    fn multiply(&self, Operands { op, x, mut y, update, work }: Operands<'_, T>) {
+        let Self { transform, real, complex } = *self;
+        let (batch, policy, p) = (x.rows(), work.policy, transform.len());
+        let (ends, a, b) = real.shape();
         let (outputs, inputs) = op.order(a, b);
         let (to, from) = op.order(Layout::Stacked, Layout::Planes);
         // Two rows for each row of the batch.
-        let (cols, y_cols) = (bins * from.width(inputs), bins * to.width(outputs));
-        let (stride, y_stride) = (Workspace::<T>::slice_len(cols), Workspace::<T>::slice_len(y_cols));
+        let stride = Workspace::<T>::slice_len(bins_len(p, from, inputs));
+        let y_stride = Workspace::<T>::slice_len(bins_len(p, to, outputs));
         let (x_bins, work) = work.slice(2 * batch * stride);
-        let (y_bins, mut work) = work.slice(2 * batch * y_stride);
-        let transforms = |blocks: usize| blocks as u64 * transform_flops(p);
-        for_rows(
-            x,
-            RowsMut::new(x_bins, batch, 2 * stride, 2 * stride),
-            work.reborrow(),
-            self.task_len(),
-            transforms(inputs),
-            &|x, spectra, scratch| transform.forward(policy.level, x, from, spectra, scratch),
-        );
-        factor.multiply_blocks(
-            PanelMap::contiguous(bins, 2 * a, b),
+        let (y_bins, work) = work.slice(2 * batch * y_stride);
+        let (scratch, _) = work.slice(transform.scratch_len());
+        for (row, spectra) in x_bins.chunks_exact_mut(2 * stride).enumerate() {
+            transform.forward(policy.level, x.row(row), from, spectra, scratch);
+        }
+        let alone = complex.blocks() == 0 || real.len() * batch >= WORTH_SHARING;
+        let parallelism = if alone { policy.parallelism } else { Parallelism::Seq };
+        real.multiply_blocks(
+            PanelMap::contiguous(ends, a, b),
             op,
-            Rows::new(x_bins, 2 * batch, cols, stride),
-            RowsMut::new(y_bins, 2 * batch, y_cols, y_stride),
+            Rows::new(x_bins, batch, ends * inputs, 2 * stride),
+            RowsMut::new(y_bins, batch, ends * outputs, 2 * y_stride),
             Update::Overwrite,
-            policy,
+            Policy { parallelism, ..policy },
         );
-        for_rows(
-            Rows::new(y_bins, batch, 2 * y_stride, 2 * y_stride),
-            y,
-            work,
-            self.task_len(),
-            transforms(outputs),
-            &|spectra, y, scratch| transform.inverse(policy.level, to, spectra, y, update, scratch),
-        );
+        if complex.blocks() > 0 {
+            let (start, y_start) = (transform.head(inputs), transform.head(outputs));
+            let width = |layout: Layout, blocks: usize| complex.blocks() * layout.width(blocks);
+            complex.multiply_blocks(
+                PanelMap::contiguous(complex.blocks(), 2 * a, b),
+                op,
+                Rows::new(&x_bins[start..], 2 * batch, width(from, inputs), stride),
+                RowsMut::new(&mut y_bins[y_start..], 2 * batch, width(to, outputs), y_stride),
+                Update::Overwrite,
+                policy,
+            );
+        }
+        for (row, spectra) in y_bins.chunks_exact(2 * y_stride).enumerate() {
+            transform.inverse(policy.level, to, spectra, y.row(row), update, scratch);
+        }
     }
 }
 
@@ -233,7 +299,8 @@ impl StructuredMatrix for BlockCirculant {
         if self.is_dense() {
             return 2 * batch as u64 * self.shape.0 as u64 * self.shape.1 as u64;
         }
-        let products = 8 * (a * b) as u64 * (p / 2 + 1) as u64;
+        // Two for each real bin, eight for each complex one: of these there are two and `p / 2 - 1`, or one and `(p - 1) / 2`.
+        let products = (a * b) as u64 * (4 * p - if p.is_multiple_of(2) { 4 } else { 2 }) as u64;
         batch as u64 * ((a + b) as u64 * transform_flops(p) + products)
     }
     fn scratch_len(&self, batch: usize) -> usize {
@@ -244,10 +311,8 @@ impl StructuredMatrix for BlockCirculant {
         if self.is_wide() {
             return convolve_scratch_len(batch, p, (a, b), 0, &self.cache);
         }
-        let panels =
-            |width: usize| Workspace::<f32>::matrix_len(2 * batch, (p / 2 + 1).saturating_mul(width));
-        // Either may be stacked.
-        panels(2 * a) + panels(2 * b) + scratch_len(batch, self.task_len())
+        let shares = |count| self.share_len(rows_at_once(batch, count)).saturating_mul(count);
+        (1..=most_shares(batch)).map(shares).max().unwrap_or(0)
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let (c, p) = (self.c.to_array(), self.block());

@@ -3,6 +3,7 @@
 use crate::exec::SCRATCH_ALIGN;
 use crate::kernels::{Rows, RowsMut};
 use crate::scalar::Scalar;
+use std::ops::Range;
 
 /// How batch rows are dealt out.
 #[derive(Debug, Clone, Copy)]
@@ -15,6 +16,13 @@ pub(crate) struct Shares {
 /// Entries of scratch of one share that needs `len`.
 pub(crate) fn share_len(len: usize) -> usize {
     len.checked_next_multiple_of(SCRATCH_ALIGN).unwrap_or(usize::MAX)
+}
+
+/// Parts of nearly equal size, of `at_once` rows at most, that start at multiples of `together`, which divides `at_once`.
+pub(crate) fn parts(rows: usize, at_once: usize, together: usize) -> impl Iterator<Item = Range<usize>> {
+    let (parts, groups) = (rows.div_ceil(at_once), rows.div_ceil(together));
+    let start = move |part: usize| rows.min(groups * part / parts * together);
+    (0..parts).map(move |part| start(part)..start(part + 1))
 }
 
 impl Shares {
@@ -45,6 +53,21 @@ impl Shares {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_follow_each_other_and_none_is_short() {
+        for (rows, at_once, together) in
+            [(1, 8, 4), (8, 8, 4), (9, 8, 4), (33, 32, 8), (100, 32, 8), (0, 8, 8)]
+        {
+            let mut next = 0;
+            for part in parts(rows, at_once, together) {
+                assert!(part.start == next && part.len() <= at_once && part.start.is_multiple_of(together));
+                assert!(part.len() >= together.min(rows));
+                next = part.end;
+            }
+            assert_eq!(next, rows);
+        }
+    }
 
     #[test]
     fn every_row_is_dealt_out_once_in_whole_groups() {

@@ -15,7 +15,7 @@ use super::fft::{RealFft, unit};
 use super::level::Level;
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
-pub(crate) use blocks::{BlockTransform, Layout};
+pub(crate) use blocks::{BlockTransform, Layout, bins_len};
 use columns::Columns;
 pub use grid::{GridProduct, SpectrumGrid};
 use num_complex::Complex;

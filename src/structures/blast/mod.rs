@@ -5,7 +5,7 @@ mod fit;
 mod sweeps;
 mod systems;
 
-use super::shares::Shares;
+use super::shares::{Shares, parts};
 use crate::error::{Error, Result};
 use crate::exec::{Parallelism, Policy, Workspace};
 use crate::gradient::{Differentiate, gathered};
@@ -257,7 +257,7 @@ impl<T: Scalar> Multiply<T> for Blast {
             for from in (0..self.rank().max(1)).step_by(ranks) {
                 let ranks = from..self.rank().min(from + ranks);
                 let update = if from == 0 { update } else { Update::Accumulate };
-                for rows in parts(x.rows()) {
+                for rows in parts(x.rows(), ROWS_AT_ONCE, ROWS_TOGETHER) {
                     let (x, y) = (x.batch(rows.clone()), y.reborrow().batch(rows));
                     let work = Workspace::new(&mut *scratch, policy);
                     self.multiply_ranks(ranks.clone(), Operands { op, x, y, update, work });
@@ -265,13 +265,6 @@ impl<T: Scalar> Multiply<T> for Blast {
             }
         });
     }
-}
-
-/// Parts of nearly equal size of a share of a batch.
-fn parts(rows: usize) -> impl Iterator<Item = Range<usize>> {
-    let (parts, groups) = (rows.div_ceil(ROWS_AT_ONCE), rows.div_ceil(ROWS_TOGETHER));
-    let start = move |part: usize| rows.min(groups * part / parts * ROWS_TOGETHER);
-    (0..parts).map(move |part| start(part)..start(part + 1))
 }
 
 impl Blast {
