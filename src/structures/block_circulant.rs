@@ -1,7 +1,9 @@
 //! Block-circulant matrices.
 
-use super::shares::{Shares, parts, share_len};
-use super::spectral::{convolve, convolve_scratch_len, correlate, spectra, transform_flops};
+use super::shares::{Shares, parts};
+use super::spectral::{
+    convolve, convolve_scratch_len, correlate, for_rows, scratch_len, spectra, transform_flops,
+};
 use crate::error::{Error, Result};
 use crate::exec::{Parallelism, Policy, Workspace};
 use crate::gradient::Differentiate;
@@ -154,7 +156,7 @@ impl BlockCirculant {
         // Either side may be stacked.
         let spectra =
             |blocks: usize| Workspace::<f32>::matrix_len(2 * rows, bins_len(p, Layout::Stacked, blocks));
-        spectra(a) + spectra(b) + share_len(self.cache.scratch_len(need))
+        spectra(a) + spectra(b) + scratch_len(rows, self.cache.scratch_len(need))
     }
 }
 
@@ -221,7 +223,7 @@ struct Bins<'a, T> {
 }
 
 impl<T: Scalar> Bins<'_, T> {
-    fn multiply(&self, Operands { op, x, mut y, update, work }: Operands<'_, T>) {
+    fn multiply(&self, Operands { op, x, y, update, work }: Operands<'_, T>) {
         let Self { transform, real, complex } = *self;
         let (batch, policy, p) = (x.rows(), work.policy, transform.len());
         let (ends, a, b) = real.shape();
@@ -231,11 +233,16 @@ impl<T: Scalar> Bins<'_, T> {
         let stride = Workspace::<T>::slice_len(bins_len(p, from, inputs));
         let y_stride = Workspace::<T>::slice_len(bins_len(p, to, outputs));
         let (x_bins, work) = work.slice(2 * batch * stride);
-        let (y_bins, work) = work.slice(2 * batch * y_stride);
-        let (scratch, _) = work.slice(transform.scratch_len());
-        for (row, spectra) in x_bins.chunks_exact_mut(2 * stride).enumerate() {
-            transform.forward(policy.level, x.row(row), from, spectra, scratch);
-        }
+        let (y_bins, mut work) = work.slice(2 * batch * y_stride);
+        let (task_len, flops) = (transform.scratch_len(), |blocks| blocks as u64 * transform_flops(p));
+        for_rows(
+            x,
+            RowsMut::new(x_bins, batch, 2 * stride, 2 * stride),
+            work.reborrow(),
+            task_len,
+            flops(inputs),
+            &|x, spectra, scratch| transform.forward(policy.level, x, from, spectra, scratch),
+        );
         let alone = complex.blocks() == 0 || real.len() * batch >= WORTH_SHARING;
         let parallelism = if alone { policy.parallelism } else { Parallelism::Seq };
         real.multiply_blocks(
@@ -258,9 +265,14 @@ impl<T: Scalar> Bins<'_, T> {
                 policy,
             );
         }
-        for (row, spectra) in y_bins.chunks_exact(2 * y_stride).enumerate() {
-            transform.inverse(policy.level, to, spectra, y.row(row), update, scratch);
-        }
+        for_rows(
+            Rows::new(y_bins, batch, 2 * y_stride, 2 * y_stride),
+            y,
+            work,
+            task_len,
+            flops(outputs),
+            &|spectra, y, scratch| transform.inverse(policy.level, to, spectra, y, update, scratch),
+        );
     }
 }
 
