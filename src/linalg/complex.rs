@@ -38,7 +38,7 @@ pub fn complex_svd_truncated(a: &ArrayRef2<Complex<f64>>, rank: usize) -> Result
     let (mut ut, mut vt) = (Array2::zeros((k, m)), Array2::zeros((k, n)));
     let mut values = Vec::new();
     if k > 0 {
-        let scale = safe_scale(a.iter().fold(0.0, |m, z| f64::max(m, z.re.abs().max(z.im.abs()))));
+        let scale = safe_scale::<f64>(a.iter().fold(0.0, |m, z| f64::max(m, z.re.abs().max(z.im.abs()))));
         let scaled = a.mapv(|z| z * scale);
         let op = Operand::new(&scaled);
         let thin = ComputeSvdVectors::Thin;

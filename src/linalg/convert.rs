@@ -1,5 +1,6 @@
 //! Between `ndarray` arrays and the matrix views of the kernel library, without unsafe code.
 
+use super::Real;
 use faer::{MatMut, MatRef};
 use ndarray::{Array2, ArrayRef2};
 use std::borrow::Cow;
@@ -64,10 +65,10 @@ pub(super) fn standard<T: Clone>(a: &ArrayRef2<T>) -> Array2<T> {
     a.as_standard_layout().into_owned()
 }
 
-/// A power of two that brings the largest entry of `a` into a range whose squares neither overflow nor
-/// vanish; 1 for ordinary data, so that ordinary data is not copied.
-pub(super) fn safe_scale(max_abs: f64) -> f64 {
-    if max_abs == 0.0 || (1e-100..=1e100).contains(&max_abs) {
+/// A power of two that brings the largest entry of a matrix into a range whose squares neither overflow nor
+/// vanish in the precision of `T`; 1 for ordinary data, so that ordinary data is not copied.
+pub(super) fn safe_scale<T: Real>(max_abs: f64) -> f64 {
+    if max_abs == 0.0 || (1.0 / T::SAFE..=T::SAFE).contains(&max_abs) {
         return 1.0;
     }
     let exponent = max_abs.log2().floor().clamp(-1021.0, 1021.0);
@@ -101,9 +102,9 @@ mod tests {
 
     #[test]
     fn scales_are_powers_of_two_in_range() {
-        assert_eq!(safe_scale(3.0), 1.0);
+        assert_eq!((safe_scale::<f64>(3e10), safe_scale::<f32>(3e9)), (1.0, 1.0));
         for x in [1e-300, 5e-324, 1e300, f64::MAX] {
-            let scaled = x * safe_scale(x);
+            let scaled = x * safe_scale::<f64>(x);
             assert!((1e-100..1e100).contains(&scaled), "{x} -> {scaled}");
         }
     }

@@ -59,7 +59,7 @@ fn decompose<T: Real>(a: &ArrayRef2<f64>, vectors: bool, threads: Threads) -> Re
     if n == 0 {
         return Ok((Vec::new(), Array2::zeros((0, 0))));
     }
-    let scale = safe_scale(max_abs(a));
+    let scale = safe_scale::<T>(max_abs(a));
     let symmetric = Array2::from_shape_fn((n, n), |(i, j)| {
         T::narrow(if i < j { 0.0 } else { 0.5 * (a[[i, j]] * scale) + 0.5 * (a[[j, i]] * scale) })
     });

@@ -16,8 +16,8 @@ use rand_distr::{Distribution, StandardNormal};
 /// Columns of a probe for missed directions.
 const PROBE: usize = 8;
 
-/// Least part of each vector that is orthogonal to those before it, for a Gram matrix to make them orthonormal: to ten digits less
-/// than the precision, which a second pass brings back, and to the precision.
+/// Least part of each vector that is orthogonal to those before it, for a Gram matrix to make them orthonormal: to eight digits,
+/// of which a second pass makes all, and to all.
 const DEPENDENT: f64 = 1e-4;
 const NEAR: f64 = 0.5;
 /// Eigenvalues of a Gram matrix down to this fraction of the largest give singular vectors to eleven digits.

@@ -139,7 +139,7 @@ pub fn singular_values(a: &ArrayRef2<f64>, threads: Threads) -> Result<Vec<f64>>
 
 /// Runs `f` on `a` brought into a range where squares are representable, and scales the values back.
 fn scaled(a: &ArrayRef2<f64>, f: impl FnOnce(&ArrayRef2<f64>) -> Result<Svd>) -> Result<Svd> {
-    let scale = safe_scale(max_abs(a));
+    let scale = safe_scale::<f64>(max_abs(a));
     if scale == 1.0 {
         return f(a);
     }

@@ -60,7 +60,7 @@ pub struct TruncatedSvd {
 /// at `4 m n` flops per direction (of `f32` unless the error is tiny), and stops when the energy still to be
 /// gained, extrapolated from the last gains and checked with a fresh random probe, is below the tolerance.
 /// At a rank of an eighth that is about ten times cheaper than the exact SVD. Memory: the matrix twice more in
-/// `f32` (three times while it is packed), and two `f32` vectors per direction; two to three times as many directions as the rank.
+/// those numbers (three times while it is packed), and two `f32` vectors per direction; two to three times as many directions as the rank.
 ///
 /// # Errors
 /// [`Error::NonFinite`] for NaN or infinite entries, [`Error::Parameter`] for a tolerance that is not a
@@ -335,6 +335,20 @@ mod tests {
         );
         let bad = SvdOptions { tolerance: f64::NAN, ..SvdOptions::default() };
         assert!(truncated_svd(&a, 2, &bad, Threads(1)).is_err());
+    }
+
+    #[test]
+    fn energies_at_the_ends_of_single_precision() {
+        let a = gaussian(300, 200, 8);
+        let options = SvdOptions { method: SvdMethod::Randomized, ..SvdOptions::default() };
+        let plain = truncated_svd(&a, 10, &options, Threads(1)).unwrap();
+        // Powers of two: the same numbers but for their exponents.
+        for scale in [2f64.powi(-46), 2f64.powi(32)] {
+            let scaled = truncated_svd(&a.mapv(|x| x * scale), 10, &options, Threads(1)).unwrap();
+            assert!(!scaled.exact);
+            assert_eq!(scaled.iterations, plain.iterations);
+            assert!((scaled.error / scale / plain.error - 1.0).abs() < 1e-6);
+        }
     }
 
     #[test]

@@ -188,12 +188,11 @@ impl<T: Scalar> Multiply<T> for BlockCirculant {
         let (Some(transform), Some(real)) = (blocks, real) else { return };
         let (batch, policy) = (x.rows(), work.policy);
         let tasks = policy.tasks((self.flops(batch) / 2) as usize);
-        let count = tasks.min(most_shares(batch));
-        let parallelism = if count < tasks { Parallelism::Threads(tasks / count) } else { Parallelism::Seq };
-        let (policy, at_once) = (Policy { parallelism, ..policy }, rows_at_once(batch, count));
-        let (scratch, _) = work.slice(self.share_len(at_once) * count);
+        let (shares, policy) = Shares::deal(tasks, most_shares(batch), policy);
+        let at_once = rows_at_once(batch, shares.count);
+        let (scratch, _) = work.slice(self.share_len(at_once) * shares.count);
         let bins = Bins { transform, real, complex: factor };
-        Shares { count, together: ROWS_TOGETHER }.run(x, y, scratch, &|x, mut y, scratch| {
+        shares.run(x, y, scratch, &|x, mut y, scratch| {
             for rows in parts(x.rows(), at_once, ROWS_TOGETHER) {
                 let (x, y) = (x.batch(rows.clone()), y.reborrow().batch(rows));
                 bins.multiply(Operands { op, x, y, update, work: Workspace::new(&mut *scratch, policy) });
@@ -210,7 +209,7 @@ fn most_shares(batch: usize) -> usize {
 /// Rows that pass through all steps together in each of `count` shares: in all of them, twice the batch at most.
 fn rows_at_once(batch: usize, count: usize) -> usize {
     let fair = (2 * batch.min(ROWS_AT_ONCE * MOST_SHARES)).div_ceil(count).next_multiple_of(ROWS_TOGETHER);
-    fair.min(ROWS_AT_ONCE)
+    fair.clamp(ROWS_TOGETHER, ROWS_AT_ONCE)
 }
 
 /// The matrices that spectra of short blocks are multiplied by, block by block of the bins.

@@ -1,7 +1,7 @@
 //! Batch rows shared between threads, each with scratch of its own: what a thread makes stays in the caches of its core, and none waits for another.
 
-use crate::exec::SCRATCH_ALIGN;
-use crate::kernels::{Rows, RowsMut};
+use crate::exec::{Parallelism, Policy, SCRATCH_ALIGN};
+use crate::kernels::{ROWS_TOGETHER, Rows, RowsMut};
 use crate::scalar::Scalar;
 use std::ops::Range;
 
@@ -26,6 +26,14 @@ pub(crate) fn parts(rows: usize, at_once: usize, together: usize) -> impl Iterat
 }
 
 impl Shares {
+    /// A share for each of `tasks`, `most` at most, of rows that are multiplied together; and the policy of each, whose products the threads
+    /// that are left divide.
+    pub(crate) fn deal(tasks: usize, most: usize, policy: Policy) -> (Self, Policy) {
+        let count = tasks.min(most);
+        let parallelism = if count < tasks { Parallelism::Threads(tasks / count) } else { Parallelism::Seq };
+        (Self { count, together: ROWS_TOGETHER }, Policy { parallelism, ..policy })
+    }
+
     /// Calls `each` with the rows of every share in `x` and `y`, and its part of `scratch`.
     pub(crate) fn run<T: Scalar>(
         self,

@@ -7,7 +7,7 @@ mod systems;
 
 use super::shares::{Shares, parts};
 use crate::error::{Error, Result};
-use crate::exec::{Parallelism, Policy, Workspace};
+use crate::exec::{Policy, Workspace};
 use crate::gradient::{Differentiate, gathered};
 use crate::kernels::{PANEL, PanelMap, ROWS_TOGETHER, Rows, RowsMut};
 use crate::linalg::{Threads, matmul_into, matmul_tn};
@@ -248,11 +248,10 @@ impl<T: Scalar> Multiply<T> for Blast {
         let (batch, policy) = (x.rows(), work.policy);
         let numbers = self.u.len() + self.s.len() + self.v.len();
         let tasks = policy.tasks(numbers.saturating_mul(batch));
-        let count = tasks.min(self.most_shares(batch));
-        let parallelism = if count < tasks { Parallelism::Threads(tasks / count) } else { Parallelism::Seq };
-        let (policy, ranks) = (Policy { parallelism, ..policy }, self.ranks_at_once(batch));
-        let (scratch, _) = work.slice(self.share_len(batch) * count);
-        Shares { count, together: ROWS_TOGETHER }.run(x, y, scratch, &|x, mut y, scratch| {
+        let (shares, policy) = Shares::deal(tasks, self.most_shares(batch), policy);
+        let ranks = self.ranks_at_once(batch);
+        let (scratch, _) = work.slice(self.share_len(batch) * shares.count);
+        shares.run(x, y, scratch, &|x, mut y, scratch| {
             // Weights outside, batch rows inside: those of some ranks come from memory once.
             for from in (0..self.rank().max(1)).step_by(ranks) {
                 let ranks = from..self.rank().min(from + ranks);
