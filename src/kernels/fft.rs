@@ -3,7 +3,7 @@
 //! Each row is transformed by itself, as a complex row of half the length. Packing two rows into one complex transform
 //! would save the untangling pass, but lets the rounding errors (and NaN) of one row leak into the other.
 
-use super::sparse::{Pattern, Sliced};
+use super::sparse::{Pattern, Sliced, WindowTiles};
 use super::spectral::{BlockTransform, Convolution, SpectrumGrid, Transform};
 use crate::matrix::Update;
 use crate::scalar::Scalar;
@@ -264,6 +264,8 @@ pub struct Spectrum<T> {
     pub(crate) real: Option<Factor>,
     /// A sparse matrix for products of small batches.
     pub(crate) sliced: Option<Sliced<T>>,
+    /// Windows whose outputs are added up.
+    pub(crate) windows: Option<WindowTiles<T>>,
 }
 
 /// A [`Spectrum`] per compute type. It follows from the structure's factors, so that all caches count as equal.

@@ -59,7 +59,7 @@ pub(crate) use sparse::{
     Before, CACHED, gathers, multiply_sparse, multiply_windows, sparse_cost, sparse_scratch_len, takes_slices,
 };
 #[doc(hidden)]
-pub use sparse::{Pattern, Sliced, SparseProduct, WindowProduct, Windows};
+pub use sparse::{Pattern, Sliced, SparseProduct, WindowProduct, WindowTiles, Windows};
 pub(crate) use spectral::{BlockTransform, Convolution, Layout, Transform, bins_len, spectrum_len};
 #[doc(hidden)]
 pub use spectral::{GridProduct, SpectrumGrid, TransformPass};

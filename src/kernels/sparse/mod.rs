@@ -5,11 +5,13 @@ mod rows;
 mod sliced;
 mod tiles;
 mod values;
+mod window_tiles;
 mod windows;
 
 pub use pattern::Pattern;
 pub(crate) use sliced::Before;
 pub use sliced::Sliced;
+pub use window_tiles::WindowTiles;
 pub(crate) use windows::multiply_windows;
 pub use windows::{WindowProduct, Windows};
 

@@ -7,10 +7,11 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::values::{BLOCK, Decoded, Stream, Values};
+use super::window_tiles::fill_tiles;
 use crate::exec::Policy;
 use crate::kernels::batches::Aligned;
 use crate::kernels::level::{Kernel, Level};
-use crate::kernels::simd::{self, Simd};
+use crate::kernels::simd::{self, Simd, prefetch_near};
 use crate::kernels::source::Source;
 use crate::kernels::view::{Rows, RowsMut};
 use crate::matrix::{Op, Update};
@@ -20,6 +21,9 @@ use std::ops::Range;
 /// Columns from which threads split a transposed product: a multiple of every vector length.
 const SPLIT: usize = 16;
 
+/// How far ahead of several batch rows numbers are fetched.
+const AHEAD: usize = 128;
+
 /// Where the numbers of each row stand: row `k` holds numbers `offsets[k]..offsets[k + 1]`, side by side from column `starts[k]` on and
 /// on from column 0 where they reach the width. Checked once.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +31,8 @@ pub struct Windows {
     width: usize,
     starts: Vec<u32>,
     offsets: Vec<u32>,
+    /// Whether windows fill most of their tiles.
+    fill_tiles: bool,
 }
 
 impl Windows {
@@ -41,7 +47,13 @@ impl Windows {
             offsets.push(offsets[offsets.len() - 1].checked_add(len)?);
         }
         let fits = starts.len() == lens.len() && starts.iter().zip(lens).all(inside);
-        fits.then_some(Self { width, starts, offsets })
+        let windows = Self { width, starts, offsets, fill_tiles: false };
+        fits.then(|| Self { fill_tiles: fill_tiles(&windows), ..windows })
+    }
+
+    /// Whether there is a form in [`WindowTiles`](super::WindowTiles), which outputs are added up faster with.
+    pub(crate) fn fill_tiles(&self) -> bool {
+        self.fill_tiles
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -182,7 +194,7 @@ impl<T: Scalar> Job<'_, T> {
 
 /// Batch rows at a time, of so many that are left: sums for all of them stay in registers.
 #[inline(always)]
-fn together<T, S: Simd<T>>(_: S, left: usize) -> usize {
+pub(super) fn together<T, S: Simd<T>>(_: S, left: usize) -> usize {
     match left {
         8.. if S::REGISTERS == 32 => 8,
         4.. => 4,
@@ -203,14 +215,12 @@ fn blocks<T, S: Simd<T>>(simd: S, batch: usize, all: Range<usize>) -> impl Itera
     (first..all.end).step_by(len).map(move |start| start.max(all.start)..(start + len).min(all.end))
 }
 
-/// Room for a block of columns of `B` batch rows, twice, where vectors are aligned and no two rows have the same place in their pages.
+/// Room for a block of columns of `B` batch rows, twice: vector by vector, those of all rows side by side, so that they are found without more
+/// arithmetic.
 struct Block<T, const B: usize>(Aligned<T, ROOM>);
 
 /// Numbers of a block at most.
-const ROOM: usize = 4 * BLOCK + 8 * APART;
-
-/// Numbers between the rows of a block: a vector at least.
-const APART: usize = 16;
+const ROOM: usize = 4 * BLOCK;
 
 /// Whether a block of some batch rows has room for the columns of a width. Threads may have some of these, which are not asked: sums are the same then.
 #[inline(always)]
@@ -224,10 +234,10 @@ impl<T: Scalar, const B: usize> Block<T, B> {
         Self(Aligned::new())
     }
 
-    /// From one row to the next.
+    /// Where the vector of row `b` is that starts at column `j`, a multiple of its length.
     #[inline(always)]
-    fn stride(columns: &Range<usize>) -> usize {
-        (2 * columns.len()).next_multiple_of(APART) + APART
+    fn place<S: Simd<T>>(_: S, b: usize, j: usize) -> usize {
+        j * B + b * S::LANES
     }
 
     #[inline(always)]
@@ -235,11 +245,27 @@ impl<T: Scalar, const B: usize> Block<T, B> {
         self.0.pointer()
     }
 
+    /// Copies `row`, again behind itself if `twice`, to row `b`. What the last vector has beyond is zero.
     #[inline(always)]
-    fn write(&mut self, at: usize, numbers: &[T]) {
-        assert!(at + numbers.len() <= ROOM);
-        // SAFETY: there is room for so many.
-        unsafe { self.pointer().add(at).copy_from_nonoverlapping(numbers.as_ptr(), numbers.len()) };
+    fn fill<S: Simd<T>>(&mut self, simd: S, b: usize, row: &[T], twice: bool) {
+        let (len, from) = (row.len(), row.as_ptr());
+        let end = if twice { 2 * len } else { len };
+        assert!(b < B && end.next_multiple_of(S::LANES) * B <= ROOM);
+        for j in (0..end).step_by(S::LANES) {
+            let mut vector = simd.zero();
+            // SAFETY: the lanes are numbers of the row; there is room for the vector.
+            unsafe {
+                if j < len {
+                    vector = simd.load_part(from.add(j), S::LANES.min(len - j));
+                }
+                if twice && j + S::LANES > len {
+                    let again = from.wrapping_add(j).wrapping_sub(len);
+                    let lanes = simd.load_lanes(again, len.saturating_sub(j), S::LANES.min(end - j));
+                    vector = simd.add(vector, lanes);
+                }
+                simd.store(self.pointer().add(Self::place(simd, b, j)), vector);
+            }
+        }
     }
 
     #[inline(always)]
@@ -320,16 +346,12 @@ impl<T: Scalar> Gather<'_, T> {
     ) {
         let Self { job: &Job { values, windows, x, .. }, ref rows, ref mut y } = *self;
         let (mut decoded, mut block) = (Decoded::new(values), Block::<T, B>::new());
-        let (width, stride) = (windows.width(), Block::<T, B>::stride(columns));
+        let width = windows.width();
         let has_room = has_room(B, width);
         let twice = has_room && columns.len() == width;
         if has_room {
             for b in 0..B {
-                let row = &x.row(first + b)[columns.clone()];
-                block.write(b * stride, row);
-                if twice {
-                    block.write(b * stride + width, row);
-                }
+                block.fill(simd, b, &x.row(first + b)[columns.clone()], twice);
             }
         }
         let again = if twice { width } else { 0 };
@@ -350,17 +372,21 @@ impl<T: Scalar> Gather<'_, T> {
                             run,
                             U,
                             |u, j| {
+                                if B > 1 {
+                                    prefetch_near(a.wrapping_add(j + AHEAD).cast());
+                                }
                                 let a = simd.load(a.wrapping_add(j));
                                 for b in 0..B {
-                                    sums[u][b] =
-                                        simd.mul_add(a, simd.load(x.add(b * stride + j)), sums[u][b]);
+                                    let x = simd.load(x.add(Block::<T, B>::place(simd, b, j)));
+                                    sums[u][b] = simd.mul_add(a, x, sums[u][b]);
                                 }
                             },
                             |j, from, to| {
                                 let a = simd.load_lanes(a.wrapping_add(j), from, to);
                                 for b in 0..B {
                                     // The lanes beside them may hold anything.
-                                    let x = simd.load_lanes(x.add(b * stride + j), from, to);
+                                    let x = x.add(Block::<T, B>::place(simd, b, j));
+                                    let x = simd.load_lanes(x, from, to);
                                     sums[0][b] = simd.mul_add(a, x, sums[0][b]);
                                 }
                             }
@@ -423,12 +449,14 @@ impl<T: Scalar> Scatter<'_, T> {
     fn batch<S: Simd<T>, const B: usize>(&mut self, simd: S, first: usize, columns: &Range<usize>) {
         let Self { job: &Job { values, windows, x, update, .. }, columns: ref all, ref mut y } = *self;
         let (mut decoded, mut block) = (Decoded::new(values), Block::<T, B>::new());
-        let (len, stride) = (columns.len(), Block::<T, B>::stride(columns));
+        let len = columns.len();
+        // What continues at the first column is added up apart, from a whole vector on.
+        let apart = len.next_multiple_of(SPLIT);
         let has_room = has_room(B, windows.width());
         let x: [&[T]; B] = std::array::from_fn(|b| &x.row(first + b)[..windows.rows()]);
         let own = columns.start - all.start..columns.end - all.start;
         let sums = if has_room {
-            block.clear(B * stride);
+            block.clear(2 * apart * B);
             block.pointer()
         } else {
             let y = &mut y.row(first)[own.clone()];
@@ -437,8 +465,8 @@ impl<T: Scalar> Scatter<'_, T> {
             }
             y.as_mut_ptr()
         };
-        // A block has sums up to the last column and, apart, those of what continues at the first one: whoever has how many of the columns.
-        let again = if has_room { len } else { 0 };
+        // Whoever has how many of the columns, a block has sums up to the last one and those of what continues.
+        let again = if has_room { apart } else { 0 };
         for k in 0..windows.rows() {
             let xs: [S::V; B] = simd::vectors(simd, |b| simd.splat(x[b][k]));
             windows.each_run(k, columns, again, |places, run| {
@@ -452,14 +480,14 @@ impl<T: Scalar> Scatter<'_, T> {
                         |_u, j| {
                             let a = simd.load(a.wrapping_add(j));
                             for b in 0..B {
-                                let sum = sums.add(b * stride + j);
+                                let sum = sums.add(Block::<T, B>::place(simd, b, j));
                                 simd.store(sum, simd.mul_add(a, xs[b], simd.load(sum)));
                             }
                         },
                         |j, from, to| {
                             let a = simd.load_lanes(a.wrapping_add(j), from, to);
                             for b in 0..B {
-                                let sum = sums.add(b * stride + j);
+                                let sum = sums.add(Block::<T, B>::place(simd, b, j));
                                 if has_room {
                                     // A part of a vector would wait for what is written in whole ones.
                                     let x = simd.keep(xs[b], from, to);
@@ -479,12 +507,17 @@ impl<T: Scalar> Scatter<'_, T> {
         }
         for b in 0..B {
             let y = &mut y.row(first + b)[own.clone()];
-            // SAFETY: row `b` of the block has so many sums, cleared before they were added to.
-            let sums = unsafe { std::slice::from_raw_parts(sums.add(b * stride), 2 * len) };
-            let (before, after) = sums.split_at(len);
-            for ((y, before), after) in y.iter_mut().zip(before).zip(after) {
-                let sum = *before + *after;
-                *y = if update == Update::Accumulate { *y + sum } else { sum };
+            for j in (0..len).step_by(S::LANES) {
+                let n = S::LANES.min(len - j);
+                // SAFETY: the block has sums there, cleared before they were added to, and the row `n` outputs.
+                unsafe {
+                    let sum = |j: usize| simd.load(sums.add(Block::<T, B>::place(simd, b, j)));
+                    let (to, mut sum) = (y.as_mut_ptr().add(j), simd.add(sum(j), sum(apart + j)));
+                    if update == Update::Accumulate {
+                        sum = simd.add(simd.load_part(to, n), sum);
+                    }
+                    simd.store_part(to, sum, n);
+                }
             }
         }
     }
@@ -492,6 +525,7 @@ impl<T: Scalar> Scatter<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::WindowTiles;
     use super::*;
     use crate::storage::{Factor, Storage};
 
@@ -512,26 +546,52 @@ mod tests {
         assert!(Windows::new(u32::MAX as usize, many.0, &many.1).is_none());
     }
 
+    #[test]
+    fn short_windows_have_no_tiles() {
+        let number = |_| 1.0f32;
+        let long = Windows::new(100, vec![3, 90], &[40, 30]).unwrap();
+        assert!(long.fill_tiles() && WindowTiles::new(&long, number).is_some());
+        let short = Windows::new(100, vec![3, 90], &[4, 3]).unwrap();
+        assert!(!short.fill_tiles() && WindowTiles::new(&short, number).is_none());
+        let empty = Windows::new(100, vec![], &[]).unwrap();
+        assert!(WindowTiles::new(&empty, number).is_some());
+    }
+
     /// Small integers: every sum is exact, in any order.
     fn number(i: usize) -> f64 {
         ((i * 2_654_435_761) >> 7 & 7) as f64 - 3.0
     }
 
     fn check<T: Scalar>(storage: Storage, windows: &Windows, op: Op, batch: usize, policy: Policy) {
+        check_form::<T>(storage, windows, op, batch, policy, false);
+        if op == Op::Transpose && windows.fill_tiles() {
+            check_form::<T>(storage, windows, op, batch, policy, true);
+        }
+    }
+
+    fn check_form<T: Scalar>(
+        storage: Storage,
+        windows: &Windows,
+        op: Op,
+        batch: usize,
+        policy: Policy,
+        tiled: bool,
+    ) {
         let factor = Factor::from_fn(storage, (1, 1, windows.len()), |_, _, p| number(p));
         let (outputs, inputs) = op.order(windows.rows(), windows.width());
         let x: Vec<T> = (0..batch * inputs).map(|i| T::narrow(number(i + 99))).collect();
         for update in [Update::Overwrite, Update::Accumulate] {
             let before = if update == Update::Overwrite { f64::NAN } else { 2.0 };
             let mut y = vec![T::narrow(before); batch * outputs];
-            factor.multiply_windows(WindowProduct {
-                windows,
-                op,
-                x: Rows::new(&x, batch, inputs, inputs),
-                y: RowsMut::new(&mut y, batch, outputs, outputs),
-                update,
-                policy,
-            });
+            let (x_rows, y_rows) =
+                (Rows::new(&x, batch, inputs, inputs), RowsMut::new(&mut y, batch, outputs, outputs));
+            if tiled {
+                let tiles = WindowTiles::new(windows, |place| T::narrow(factor.get(0, 0, place)));
+                tiles.unwrap().multiply(x_rows, y_rows, update, policy);
+            } else {
+                let (x, y) = (x_rows, y_rows);
+                factor.multiply_windows(WindowProduct { windows, op, x, y, update, policy });
+            }
             for b in 0..batch {
                 let mut expected = vec![if update == Update::Overwrite { 0.0 } else { 2.0 }; outputs];
                 for k in 0..windows.rows() {
@@ -580,6 +640,25 @@ mod tests {
                     let (one, three) =
                         (product(crate::Parallelism::Seq), product(crate::Parallelism::Threads(3)));
                     assert!(one == three, "{op:?} batch {batch} width {width} {level}");
+                    if op == Op::Forward {
+                        continue;
+                    }
+                    let tiles = WindowTiles::new(&windows, |p| number(p) as f32).unwrap();
+                    let product = |parallelism| {
+                        let mut y = vec![0.0; batch * outputs];
+                        let y_rows = RowsMut::new(&mut y, batch, outputs, outputs);
+                        let policy = Policy { level, parallelism };
+                        tiles.multiply(
+                            Rows::new(&x, batch, inputs, inputs),
+                            y_rows,
+                            Update::Overwrite,
+                            policy,
+                        );
+                        y
+                    };
+                    let (one, three) =
+                        (product(crate::Parallelism::Seq), product(crate::Parallelism::Threads(3)));
+                    assert!(one == three, "tiles, batch {batch} width {width} {level}");
                 }
             }
         }
