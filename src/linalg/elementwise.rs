@@ -1,7 +1,40 @@
 //! Loops over entries, compiled for the instruction sets of the machine.
 
-use super::Real;
-use ndarray::ArrayRef2;
+use super::{Real, Threads, check_finite};
+use crate::error::Result;
+use ndarray::{Array2, ArrayRef2, ArrayView2, ArrayViewMut2, Axis};
+
+/// Numbers from which threads share a copy.
+const LARGE: usize = 1 << 20;
+
+/// A copy in double precision that lies row by row, with [`Error::NonFinite`](crate::Error::NonFinite) for a NaN or an infinity. Getting the memory takes longer
+/// than the numbers, so that threads share it.
+pub fn finite_copy<T: Real>(what: &'static str, a: &ArrayRef2<T>, threads: Threads) -> Result<Array2<f64>> {
+    /// Copies, and tells whether all is finite.
+    fn copy<T: Real>(from: ArrayView2<'_, T>, mut to: ArrayViewMut2<'_, f64>, threads: Threads) -> bool {
+        let (half, middle) = (threads.0 / 2, from.nrows() / 2);
+        if half == 0 || from.len() < LARGE {
+            let rows = from.outer_iter().zip(to.outer_iter_mut());
+            return rows.fold(true, |finite, (from, mut to)| {
+                to.zip_mut_with(&from, |to, from| *to = from.widen());
+                to.fold(finite, |finite, x| finite & x.is_finite())
+            });
+        }
+        let (from, to) = (from.split_at(Axis(0), middle), to.split_at(Axis(0), middle));
+        let (rest, mut finite) = (Threads(threads.0 - half), (true, true));
+        let (first, second) = (&mut finite.0, &mut finite.1);
+        threads.join(
+            move || *first = copy(from.0, to.0, rest),
+            move || *second = copy(from.1, to.1, Threads(half)),
+        );
+        finite.0 & finite.1
+    }
+    let mut wide = Array2::zeros(a.dim());
+    if !copy(a.view(), wide.view_mut(), threads) {
+        check_finite(what, a)?;
+    }
+    Ok(wide)
+}
 
 /// Calls `f` with what is inlined into it compiled for the best instruction set that the machine has. `f` must be marked
 /// `#[inline(always)]`, or it is compiled for the least one.
@@ -49,6 +82,24 @@ pub fn dot<T: Real>(a: &[T], b: &[T]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn copies_are_the_numbers_whatever_their_strides() {
+        let mut a = Array2::from_shape_fn((1500, 900), |(i, j)| (i * 900 + j) as f32);
+        for threads in [1, 2, 3] {
+            let copy = |a: &ArrayRef2<f32>| finite_copy("weight", a, Threads(threads)).unwrap();
+            let cut = a.slice(ndarray::s![..;-1, 1..;2]);
+            assert_eq!(copy(&a), a.mapv(f64::from));
+            assert_eq!(copy(&a.t()), a.t().mapv(f64::from));
+            assert_eq!(copy(&cut), cut.mapv(f64::from));
+            assert!(copy(&a.t()).is_standard_layout());
+        }
+        a[[1400, 7]] = f32::NAN;
+        for threads in [1, 3] {
+            let error = finite_copy("weight", &a, Threads(threads)).unwrap_err();
+            assert!(matches!(error, crate::Error::NonFinite { row: 1400, col: 7, .. }), "{error}");
+        }
+    }
 
     #[test]
     fn sums_of_products() {

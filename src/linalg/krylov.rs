@@ -5,7 +5,9 @@ use super::eigen::{eigh_in, eigvalsh_in};
 use super::packed::Packed;
 use super::qr::{cholesky_qr, factor};
 use super::svd::{from_columns, from_rows};
-use super::{Eigh, Real, Svd, Threads, eigh, gram, matmul, matmul_into, matmul_nt, matmul_tn, svd};
+use super::{
+    Eigh, Real, Svd, Threads, dot, eigh, gram, matmul, matmul_into, matmul_nt, matmul_tn, rows, svd,
+};
 use crate::error::Result;
 use crate::scalar::Scalar;
 use ndarray::{Array2, ArrayRef2, Axis, s};
@@ -20,6 +22,8 @@ const PROBE: usize = 8;
 /// of which a second pass makes all, and to all.
 const DEPENDENT: f64 = 1e-4;
 const NEAR: f64 = 0.5;
+/// Share of a vector that a projection has to leave for no second one to be needed: it leaves an error of its inverse times the precision.
+const LEFT: f64 = 0.1;
 /// Eigenvalues of a Gram matrix down to this fraction of the largest give singular vectors to eleven digits.
 const TAME: f64 = 1e-5;
 
@@ -37,6 +41,8 @@ pub(super) struct Krylov<'a, T> {
     gram: Vec<Array2<T>>,
     /// What `AᵀA` makes of the newest block, orthogonal to the basis: the next block, unnormalised.
     next: Array2<T>,
+    /// How long its rows were before they were made orthogonal.
+    lengths: Vec<f64>,
 }
 
 impl<'a, T: Scalar> Krylov<'a, T> {
@@ -52,6 +58,7 @@ impl<'a, T: Scalar> Krylov<'a, T> {
             images: Array2::zeros((0, m)),
             gram: Vec::new(),
             next: Array2::zeros((0, n)),
+            lengths: Vec::new(),
         }
     }
 
@@ -64,6 +71,7 @@ impl<'a, T: Scalar> Krylov<'a, T> {
     pub fn start(&mut self, block: usize) {
         let sketch = self.gaussian(block, self.a.dim().0);
         self.next = self.a.pulled(&sketch);
+        self.lengths = lengths(&self.next);
         self.expand(block);
     }
 
@@ -72,7 +80,8 @@ impl<'a, T: Scalar> Krylov<'a, T> {
         let (p, n) = self.basis.dim();
         let next = std::mem::replace(&mut self.next, Array2::zeros((0, n)));
         let width = block.min(n - p).min(next.nrows());
-        let block = self.orthonormal(standard(&next.slice(s![..width, ..])));
+        let lengths = std::mem::take(&mut self.lengths);
+        let block = self.orthonormal(standard(&next.slice(s![..width, ..])), &lengths);
         self.append(&block);
     }
 
@@ -92,6 +101,7 @@ impl<'a, T: Scalar> Krylov<'a, T> {
         let new = self.basis.slice(s![done.., ..]);
         let images = self.a.images(&new);
         let mut next = self.a.pulled(&images);
+        self.lengths = lengths(&next);
         let coefficients = self.project_out(&mut next);
         append_rows(&mut self.images, &images);
         self.gram.push(coefficients);
@@ -140,13 +150,13 @@ impl<'a, T: Scalar> Krylov<'a, T> {
         let n = self.a.dim().1;
         let width = PROBE.min(n - self.len());
         let gaussian = self.gaussian(width, n);
-        let mut block = self.orthonormal(gaussian);
-        let mut largest = 0.0;
+        let mut block = self.orthonormal(gaussian, &[]);
+        let (mut images, mut largest) = (self.a.images(&block), 0.0);
         for _ in 0..if width > 0 { 2 } else { 0 } {
-            let mut pulled = self.a.pulled(&self.a.images(&block));
+            let mut pulled = self.a.pulled(&images);
             self.project_out(&mut pulled);
-            block = self.orthonormal(pulled);
-            let images = self.a.images(&block);
+            block = self.orthonormal(pulled, &[]);
+            images = self.a.images(&block);
             let energies = images.outer_iter().map(|w| w.dot(&w).widen());
             largest = energies.fold(largest, f64::max);
         }
@@ -163,16 +173,22 @@ impl<'a, T: Scalar> Krylov<'a, T> {
     }
 
     /// Orthonormal rows orthogonal to the space, spanning the rows of `block` where these are
-    /// independent of it, and random otherwise.
-    fn orthonormal(&mut self, block: Array2<T>) -> Array2<T> {
+    /// independent of it, and random otherwise. `lengths` are those of the rows before they were made orthogonal to the space, where they were.
+    fn orthonormal(&mut self, block: Array2<T>, lengths: &[f64]) -> Array2<T> {
         let mut block = block;
         if block.nrows() == 0 {
             return block;
         }
         for pass in 0..6 {
             // How much of each unit vector the last projection and the vectors before left.
-            let (q, left) = orthonormal_rows(block.mapv(T::widen), DEPENDENT, Threads::ONE);
-            let settled = pass > 0 && left.iter().all(|&x| x > 0.5);
+            let (q, left) = orthonormal_rows(block.mapv(T::widen), DEPENDENT, self.threads);
+            let settled = match pass {
+                0 => {
+                    lengths.len() >= left.len()
+                        && left.iter().zip(lengths).all(|(x, length)| *x > LEFT * length)
+                }
+                _ => left.iter().all(|&x| x > 0.5),
+            };
             let lost: Vec<usize> = (0..q.nrows()).filter(|&i| pass > 0 && left[i] < T::LOST).collect();
             block = q.mapv(T::narrow);
             if settled {
@@ -206,6 +222,11 @@ impl<'a, T: Scalar> Krylov<'a, T> {
     fn gaussian(&mut self, rows: usize, cols: usize) -> Array2<T> {
         Array2::from_shape_fn((rows, cols), |_| T::narrow(StandardNormal.sample(&mut self.rng)))
     }
+}
+
+/// Of the rows of a matrix in standard layout, where their squares are not numbers of `T` as well.
+fn lengths<T: Real>(a: &ArrayRef2<T>) -> Vec<f64> {
+    rows(a).map(|row| dot(row, row).sqrt()).collect()
 }
 
 /// `block` below `a`, which is in standard layout and of as many columns.

@@ -28,12 +28,13 @@ mod tridiagonal;
 mod truncated;
 
 use crate::error::{Error, Result};
+use crate::kernels;
 use ndarray::{ArrayRef2, ArrayView1, ArrayView2};
 
 pub use assignment::assignment;
 pub use complex::{ComplexSvd, complex_svd_truncated};
 pub use eigen::{Eigh, eigh, eigvalsh, symmetric_root};
-pub(crate) use elementwise::{dot, multiply_add, rows, rows_mut, vectorised};
+pub(crate) use elementwise::{dot, finite_copy, multiply_add, rows, rows_mut, vectorised};
 pub(crate) use gemv::add_rows;
 pub use incremental_pca::IncrementalPca;
 pub(crate) use krylov::append_rows;
@@ -60,6 +61,15 @@ impl Threads {
 
     pub(crate) fn par(self) -> faer::Par {
         if self.0 <= 1 { faer::Par::Seq } else { faer::Par::rayon(self.0) }
+    }
+
+    /// Runs both, at the same time where there are two threads or more.
+    fn join(self, left: impl FnOnce() + Send, right: impl FnOnce() + Send) {
+        if self.0 > 1 {
+            return kernels::join(left, right);
+        }
+        left();
+        right();
     }
 }
 

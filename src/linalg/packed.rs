@@ -26,12 +26,10 @@ impl Packed {
             if turned { Factor::from_matrix(storage, &a.t()) } else { Factor::from_matrix(storage, a) };
         let parallelism = if threads.0 > 1 { Parallelism::Threads(threads.0) } else { Parallelism::Seq };
         let policy = Policy { parallelism, level: Level::detected() };
-        Self {
-            transposed: rows.clone().packed(Op::Transpose, 1),
-            forward: rows.packed_forward(),
-            turned,
-            policy,
-        }
+        let (mut transposed, mut forward) = (rows.clone(), rows);
+        let pack = |factor: &mut Factor, op| *factor = factor.clone().packed(op, 1);
+        threads.join(|| pack(&mut transposed, Op::Transpose), || pack(&mut forward, Op::Forward));
+        Self { transposed, forward, turned, policy }
     }
 
     /// Rows and columns.

@@ -29,7 +29,7 @@ pub use run::{Options, Progress, Run};
 pub(crate) use selection::{largest, select};
 
 use crate::error::{Error, Result};
-use crate::linalg::check_finite;
+use crate::linalg::{Threads, finite_copy};
 use crate::matrix::StructuredMatrix;
 use crate::parts::{MAX_FEATURES, Parts};
 use crate::scalar::Scalar;
@@ -190,13 +190,13 @@ pub trait Family: StructuredMatrix + Sized {
         options: &Options<'_>,
     ) -> Result<Projected<Self>> {
         let start = Instant::now();
-        let w = check_weight(w)?;
+        let run = Run::new(options);
+        let w = check_weight(w, run.threads())?;
         if let Some(c) = objective.second_moment()
             && c.nrows() != w.ncols()
         {
             return Err(Error::shape("Gram matrix", &[w.ncols(), w.ncols()], c.shape()));
         }
-        let run = Run::new(options);
         run.check()?;
         let fit = fit_rounded::<Self>(&w, spec, objective, &run)?;
         let report = Report::measure(&w, &fit, objective, start);
@@ -242,7 +242,7 @@ fn fit_rounded<F: Family>(
 }
 
 /// A finite, non-empty copy in `f64`, in standard layout.
-pub(crate) fn check_weight<T: Scalar>(w: &ArrayRef2<T>) -> Result<Array2<f64>> {
+pub(crate) fn check_weight<T: Scalar>(w: &ArrayRef2<T>, threads: Threads) -> Result<Array2<f64>> {
     let (m, n) = w.dim();
     if m == 0 || n == 0 || m > MAX_FEATURES || n > MAX_FEATURES {
         return Err(Error::shape(
@@ -251,6 +251,5 @@ pub(crate) fn check_weight<T: Scalar>(w: &ArrayRef2<T>) -> Result<Array2<f64>> {
             &[m, n],
         ));
     }
-    check_finite("weight", w)?;
-    Ok(w.as_standard_layout().mapv(T::widen))
+    finite_copy("weight", w, threads)
 }

@@ -32,6 +32,7 @@ pub use report::SharingReport;
 pub use tie::{Between, TieObjective, Tied, tie_transpose};
 
 use crate::error::{Error, Result};
+use crate::linalg::Threads;
 use crate::projection::check_weight;
 use crate::scalar::Scalar;
 use ndarray::{Array2, ArrayRef2};
@@ -49,7 +50,7 @@ fn check_members<T: Scalar, A: Deref<Target = ArrayRef2<T>>>(weights: &[A]) -> R
     };
     let (m, n) = first.dim();
     let check = |w: &A| match w.dim() == (m, n) {
-        true => check_weight(w),
+        true => check_weight(w, Threads::ONE),
         false => Err(Error::shape("weight (all must have one shape)", &[m, n], w.shape())),
     };
     weights.iter().map(check).collect()

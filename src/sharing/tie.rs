@@ -100,7 +100,7 @@ pub fn tie_transpose<T: Scalar>(
     between: Between,
     objective: &TieObjective<'_>,
 ) -> Result<Tied> {
-    let (mut a, b) = (check_weight(w1)?, check_weight(w2)?);
+    let (mut a, b) = (check_weight(w1, Threads::ONE)?, check_weight(w2, Threads::ONE)?);
     let (h, n) = a.dim();
     if b.dim() != (n, h) {
         return Err(Error::shape("second weight", &[n, h], b.shape()));

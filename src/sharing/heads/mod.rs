@@ -8,6 +8,7 @@ pub use gauge::{Gauge, RotaryPairs, procrustes};
 pub use matching::{HeadMatches, MatchSpec};
 
 use crate::error::{Error, Result};
+use crate::linalg::Threads;
 use crate::projection::{check_weight, numbered};
 use crate::scalar::Scalar;
 use crate::storage::Storage;
@@ -76,8 +77,14 @@ impl Heads {
         if output.ncols() != rows {
             return Err(Error::shape("output weight", &[output.nrows(), rows], output.shape()));
         }
-        let (query, key) = (check_weight(query)?, check_weight(key)?);
-        Ok(Self { count, query, key, value: check_weight(value)?, output: check_weight(output)? })
+        let check = |w| check_weight(w, Threads::ONE);
+        Ok(Self {
+            count,
+            query: check(query)?,
+            key: check(key)?,
+            value: check(value)?,
+            output: check(output)?,
+        })
     }
 
     /// Number of heads.
