@@ -2,7 +2,7 @@ use super::{Boxed, check_shape, with_children};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
 use crate::gradient::{Differentiate, factor_gradients, product};
-use crate::linalg::Threads;
+use crate::linalg::{Threads, matmul};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::scalar::Scalar;
@@ -124,7 +124,9 @@ impl StructuredMatrix for Product {
     }
     fn to_dense_f64(&self) -> Array2<f64> {
         let rest = self.factors[1..].iter();
-        rest.fold(self.factors[0].to_dense_f64(), |product, factor| product.dot(&factor.to_dense_f64()))
+        rest.fold(self.factors[0].to_dense_f64(), |product, factor| {
+            matmul(&product, &factor.to_dense_f64(), Threads::ONE)
+        })
     }
     fn parts(&self) -> Parts<'_> {
         with_children(Self::NAME, self.shape(), &self.factors)

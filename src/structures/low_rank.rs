@@ -186,7 +186,7 @@ impl StructuredMatrix for LowRank {
         if let Some(s) = &self.s {
             u *= &s.matrix(0);
         }
-        u.dot(&self.v.matrix(0))
+        linalg::matmul(&u, &self.v.matrix(0), Threads::ONE)
     }
     fn parts(&self) -> Parts<'_> {
         let parts = Parts::new(Self::NAME, self.shape()).factor("u", &self.u).factor("v", &self.v);

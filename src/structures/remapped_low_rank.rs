@@ -4,7 +4,7 @@ use super::{LowRank, LowRankSpec};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
 use crate::gradient::{Differentiate, Stage, stage_gradients};
-use crate::linalg::{SvdMethod, Threads, check_finite};
+use crate::linalg::{SvdMethod, Threads, check_finite, matmul_into};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Options, Request, Run, Size};
@@ -201,11 +201,11 @@ impl StructuredMatrix for RemappedLowRank {
         let ((m, n), meet) = (self.shape, self.shape.0.min(self.shape.1));
         let (u, v, rest) = (self.u.matrix(0), self.v.matrix(0), self.rest.matrix(0));
         let mut w = Array2::zeros((m, n));
-        w.slice_mut(s![..meet, ..meet]).assign(&u.dot(&v));
+        matmul_into(&u, &v, &mut w.slice_mut(s![..meet, ..meet]), false, Threads::ONE);
         if self.is_tall() {
-            w.slice_mut(s![meet.., ..]).assign(&rest.dot(&v));
+            matmul_into(&rest, &v, &mut w.slice_mut(s![meet.., ..]), false, Threads::ONE);
         } else {
-            w.slice_mut(s![.., meet..]).assign(&u.dot(&rest));
+            matmul_into(&u, &rest, &mut w.slice_mut(s![.., meet..]), false, Threads::ONE);
         }
         w
     }

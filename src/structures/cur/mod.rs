@@ -8,7 +8,7 @@ pub use rank::{break_even_rank, curing_rank};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
 use crate::gradient::{Differentiate, Stage, stage_gradients};
-use crate::linalg::Threads;
+use crate::linalg::{Threads, matmul};
 use crate::matrix::{Multiply, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
 use crate::projection::{Family, Fit, Objective, Request, Run};
@@ -271,9 +271,9 @@ impl StructuredMatrix for Cur {
     fn to_dense_f64(&self) -> Array2<f64> {
         let mut left = self.c.matrix(0);
         if let Some(u) = &self.u {
-            left = left.dot(&u.matrix(0));
+            left = matmul(&left, &u.matrix(0), Threads::ONE);
         }
-        left.dot(&self.r.matrix(0))
+        matmul(&left, &self.r.matrix(0), Threads::ONE)
     }
     fn parts(&self) -> Parts<'_> {
         let parts = Parts::new(Self::NAME, self.shape()).factor("c", &self.c).factor("r", &self.r);
