@@ -453,3 +453,31 @@ fn zero_tiny_and_constant_weights() {
         assert!(least.report.relative_error <= expected + 1e-7, "{shape:?}");
     }
 }
+
+/// What is not finite reaches the rows of the windows that see it, and no other one.
+#[test]
+fn nan_stays_in_its_windows() {
+    let component = |row: usize, rows: usize, col: usize, cols: usize| GblrComponent {
+        rows: CyclicWindow { start: row, len: rows },
+        cols: CyclicWindow { start: col, len: cols },
+        u: vec![1.0; rows],
+        v: vec![0.5; cols],
+    };
+    let components = [component(3, 41, 5, 50), component(180, 37, 90, 61)];
+    let matrix = Gblr::from_components((200, 200), &components, Storage::F32).unwrap();
+    for batch in [1, 9] {
+        let mut x = Array2::<f32>::ones((batch, 200));
+        x[[batch - 1, 7]] = f32::NAN;
+        let y = matrix.matmul(&x).unwrap();
+        for ((b, i), y) in y.indexed_iter() {
+            let expected = match i {
+                3..44 if b == batch - 1 => f32::NAN,
+                3..17 => 25.0 + 30.5,
+                17..44 => 25.0,
+                0..3 | 180..200 => 30.5,
+                _ => 0.0,
+            };
+            assert!(*y == expected || y.is_nan() && expected.is_nan(), "row {b}, output {i}: {y}");
+        }
+    }
+}

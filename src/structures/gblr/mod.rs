@@ -15,7 +15,7 @@ use super::expanded::{Expand, Expanded, SMALL};
 use crate::error::{Error, Result};
 use crate::exec::Workspace;
 use crate::gradient::{Differentiate, gathered};
-use crate::kernels::{CACHED, Spectrum, SpectrumCache, WindowProduct, WindowTiles, Windows};
+use crate::kernels::{CACHED, Rows, Spectrum, SpectrumCache, WindowProduct, WindowTiles, Windows};
 use crate::linalg::{Threads, check_finite, matmul_into};
 use crate::matrix::{Multiply, Op, Operands, StructuredMatrix, Update};
 use crate::parts::Parts;
@@ -334,6 +334,10 @@ impl Gblr {
     }
 }
 
+fn all_finite<T: Scalar>(x: Rows<'_, T>) -> bool {
+    (0..x.rows()).all(|b| x.row(b).iter().fold(true, |all, x| all & x.widen().is_finite()))
+}
+
 fn windows(windows: &Windows) -> impl Iterator<Item = CyclicWindow> + '_ {
     let starts = windows.starts().iter().map(|start| *start as usize);
     starts.enumerate().map(|(k, start)| CyclicWindow { start, len: windows.places(k).len() })
@@ -378,8 +382,9 @@ impl<T: Scalar> Multiply<T> for Gblr {
         });
         let x = z.as_rows();
         match self.tiles::<T>(op, batch) {
-            Some(tiles) => tiles.multiply(x, y, update, policy),
-            None => second.multiply_windows(WindowProduct {
+            // What is infinite or NaN would reach what lies beside a window in its tiles.
+            Some(tiles) if all_finite(x) => tiles.multiply(x, y, update, policy),
+            _ => second.multiply_windows(WindowProduct {
                 windows: outputs,
                 op: Op::Transpose,
                 x,
