@@ -16,11 +16,11 @@ use crate::scalar::Scalar;
 use std::ops::Range;
 
 /// Columns of a tile: a multiple of every vector length.
-pub(super) const TILE: usize = 16;
+const TILE: usize = 16;
 /// Numbers of tiles for each of the matrix at most: short windows are mostly padding.
 const MOST_PADDED: usize = 2;
 
-/// A matrix of windows as tiles of one row and [`TILE`] columns.
+/// A matrix of windows as tiles of one row and 16 columns.
 #[derive(Debug, Clone)]
 pub struct WindowTiles<T> {
     shape: (usize, usize),
