@@ -150,7 +150,7 @@ fn multiply<T: Scalar, I: Index>(values: &dyn Values<T>, cols: &[I], product: Sp
     }
 }
 
-/// The row where half of the values lie.
+/// Where half of what is counted lies, of starts and the number of all.
 fn middle(starts: &[u32]) -> usize {
     let rows = starts.len() - 1;
     let half = starts[0].midpoint(starts[rows]);

@@ -4,10 +4,11 @@
 // Sums are arrays of constant size: with indices the compiler keeps them in registers.
 #![allow(clippy::needless_range_loop)]
 
+use super::middle;
 use super::windows::{Windows, together};
 use crate::exec::Policy;
 use crate::kernels::aligned::AlignedVec;
-use crate::kernels::level::Kernel;
+use crate::kernels::level::{Kernel, Level};
 use crate::kernels::simd::Simd;
 use crate::kernels::team;
 use crate::kernels::view::{Rows, RowsMut};
@@ -77,39 +78,33 @@ impl<T: Scalar> WindowTiles<T> {
     pub(crate) fn multiply(&self, x: Rows<'_, T>, y: RowsMut<'_, T>, update: Update, policy: Policy) {
         assert!(x.rows() == y.rows() && (x.cols(), y.cols()) == self.shape);
         let tasks = policy.tasks(self.numbers.len().saturating_mul(x.rows()));
-        self.divide(0..self.starts.len() - 1, x, y, Plan { update, policy }, tasks);
-    }
-
-    /// The outputs of some groups of columns, which are those of `y`, divided where half of the tiles lie.
-    fn divide(&self, groups: Range<usize>, x: Rows<'_, T>, y: RowsMut<'_, T>, plan: Plan, tasks: usize) {
-        let starts = &self.starts[groups.start..=groups.end];
-        let middle = starts[0] + (starts[groups.len()] - starts[0]) / 2;
-        let at = starts.partition_point(|&start| start < middle).min(groups.len());
-        if tasks < 2 || at == 0 || at == groups.len() {
-            let Plan { update, policy } = plan;
-            return T::dispatch(policy.level, Product { tiles: self, groups, x, y, update });
-        }
-        let ((left, right), half, middle) = (y.split_columns(at * TILE), tasks / 2, groups.start + at);
-        team::join(
-            || self.divide(groups.start..middle, x, left, plan, tasks - half),
-            move || self.divide(middle..groups.end, x, right, plan, half),
-        );
+        let groups = 0..self.starts.len() - 1;
+        Product { tiles: self, groups, x, y, update }.divide(policy.level, tasks);
     }
 }
 
-#[derive(Clone, Copy)]
-struct Plan {
-    update: Update,
-    policy: Policy,
-}
-
-/// Rows scaled by batch entries and added up in the outputs of some groups of columns.
+/// Rows scaled by batch entries and added up in the outputs of some groups of columns, which are those of `y`.
 struct Product<'a, T> {
     tiles: &'a WindowTiles<T>,
     groups: Range<usize>,
     x: Rows<'a, T>,
     y: RowsMut<'a, T>,
     update: Update,
+}
+
+impl<T: Scalar> Product<'_, T> {
+    /// Divided between threads where half of the tiles lie.
+    fn divide(self, level: Level, tasks: usize) {
+        let Self { tiles, groups, x, y, update } = self;
+        let at = middle(&tiles.starts[groups.start..=groups.end]);
+        if tasks < 2 || at == 0 || at == groups.len() {
+            return T::dispatch(level, Product { tiles, groups, x, y, update });
+        }
+        let ((left, right), half, middle) = (y.split_columns(at * TILE), tasks / 2, groups.start + at);
+        let part = |groups, y| Product { tiles, groups, x, y, update };
+        let (left, right) = (part(groups.start..middle, left), part(middle..groups.end, right));
+        team::join(|| left.divide(level, tasks - half), move || right.divide(level, half));
+    }
 }
 
 impl<T: Scalar> Kernel<T> for Product<'_, T> {

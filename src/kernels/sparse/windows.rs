@@ -6,6 +6,7 @@
 // Sums are arrays of constant size: with indices the compiler keeps them in registers.
 #![allow(clippy::needless_range_loop)]
 
+use super::middle;
 use super::values::{BLOCK, Decoded, Stream, Values};
 use super::window_tiles::fill_tiles;
 use crate::exec::Policy;
@@ -165,9 +166,7 @@ struct Job<'a, T> {
 impl<T: Scalar> Job<'_, T> {
     /// Rows `rows`, as many as `y` has columns, split where half of the numbers lie.
     fn gather(&self, rows: Range<usize>, y: RowsMut<'_, T>, tasks: usize) {
-        let offsets = &self.windows.offsets[rows.start..=rows.end];
-        let middle = offsets[0] + (offsets[rows.len()] - offsets[0]) / 2;
-        let at = offsets.partition_point(|&offset| offset < middle).min(rows.len());
+        let at = middle(&self.windows.offsets[rows.start..=rows.end]);
         if tasks < 2 || at == 0 || at == rows.len() {
             return T::dispatch(self.level, Gather { job: self, rows, y });
         }

@@ -311,26 +311,28 @@ impl Gblr {
 const TILED_BATCH: usize = 4;
 
 impl Gblr {
-    /// Whether outputs of products in direction `op` are added up in tiles.
+    /// The side that gives the outputs of products in direction `op`, and where its tiles are kept.
+    fn outputs(&self, op: Op) -> (&Factor, &Windows, &SpectrumCache) {
+        let [left, right] = &self.tiles;
+        op.order((&self.u, &self.rows, left), (&self.v, &self.cols, right)).0
+    }
+
+    /// Whether these outputs are added up in tiles.
     fn is_tiled(&self, op: Op, batch: usize) -> bool {
-        let (factor, windows) = op.order((&self.u, &self.rows), (&self.v, &self.cols)).0;
+        let (factor, windows, _) = self.outputs(op);
         let plain = matches!(factor.storage(), Storage::F32 | Storage::F64);
         windows.fill_tiles() && (plain || batch >= TILED_BATCH)
     }
 
-    /// The side that gives these outputs, as tiles.
+    /// That side as tiles, where it takes less time so.
     fn tiles<T: Scalar>(&self, op: Op, batch: usize) -> Option<&WindowTiles<T>> {
         if !self.is_tiled(op, batch) {
             return None;
         }
-        let sides = [(&self.u, &self.rows), (&self.v, &self.cols)];
-        let side = op.order(0, 1).0;
-        let make = || {
-            let (factor, windows) = sides[side];
-            let number = |place| T::narrow(factor.get(0, 0, place));
-            Spectrum { windows: WindowTiles::new(windows, number), ..Default::default() }
-        };
-        self.tiles[side].get::<T>(make).windows.as_ref()
+        let (factor, windows, kept) = self.outputs(op);
+        let number = |place| T::narrow(factor.get(0, 0, place));
+        let make = || Spectrum { windows: WindowTiles::new(windows, number), ..Default::default() };
+        kept.get::<T>(make).windows.as_ref()
     }
 }
 
