@@ -41,8 +41,6 @@ pub(super) struct Krylov<'a, T> {
     gram: Vec<Array2<T>>,
     /// What `AᵀA` makes of the newest block, orthogonal to the basis: the next block, unnormalised.
     next: Array2<T>,
-    /// How long its rows were before they were made orthogonal.
-    lengths: Vec<f64>,
 }
 
 impl<'a, T: Scalar> Krylov<'a, T> {
@@ -58,7 +56,6 @@ impl<'a, T: Scalar> Krylov<'a, T> {
             images: Array2::zeros((0, m)),
             gram: Vec::new(),
             next: Array2::zeros((0, n)),
-            lengths: Vec::new(),
         }
     }
 
@@ -71,16 +68,14 @@ impl<'a, T: Scalar> Krylov<'a, T> {
     pub fn start(&mut self, block: usize) {
         let sketch = self.gaussian(block, self.a.dim().0);
         self.next = self.a.pulled(&sketch);
-        self.lengths = lengths(&self.next);
         self.expand(block);
     }
 
     /// Appends up to `block` vectors made from `next` to the basis.
     pub fn expand(&mut self, block: usize) {
-        let (p, n) = self.basis.dim();
+        let ((p, n), lengths) = (self.basis.dim(), self.lengths());
         let next = std::mem::replace(&mut self.next, Array2::zeros((0, n)));
         let width = block.min(n - p).min(next.nrows());
-        let lengths = std::mem::take(&mut self.lengths);
         let block = self.orthonormal(standard(&next.slice(s![..width, ..])), &lengths);
         self.append(&block);
     }
@@ -101,7 +96,6 @@ impl<'a, T: Scalar> Krylov<'a, T> {
         let new = self.basis.slice(s![done.., ..]);
         let images = self.a.images(&new);
         let mut next = self.a.pulled(&images);
-        self.lengths = lengths(&next);
         let coefficients = self.project_out(&mut next);
         append_rows(&mut self.images, &images);
         self.gram.push(coefficients);
@@ -163,6 +157,15 @@ impl<'a, T: Scalar> Krylov<'a, T> {
         (largest, block)
     }
 
+    /// How long the rows of `next` were before they were made orthogonal to the space.
+    fn lengths(&self) -> Vec<f64> {
+        let mut energies: Vec<f64> = rows(&self.next).map(|row| dot(row, row)).collect();
+        if let Some(part) = self.gram.last() {
+            energies.iter_mut().zip(rows(part)).for_each(|(energy, part)| *energy += dot(part, part));
+        }
+        energies.iter().map(|energy| energy.sqrt()).collect()
+    }
+
     /// Subtracts from the rows of `block` their part in the space; returns the coefficients.
     fn project_out(&self, block: &mut Array2<T>) -> Array2<T> {
         let mut coefficients = matmul_nt(block, &self.basis, self.threads);
@@ -222,11 +225,6 @@ impl<'a, T: Scalar> Krylov<'a, T> {
     fn gaussian(&mut self, rows: usize, cols: usize) -> Array2<T> {
         Array2::from_shape_fn((rows, cols), |_| T::narrow(StandardNormal.sample(&mut self.rng)))
     }
-}
-
-/// Of the rows of a matrix in standard layout, where their squares are not numbers of `T` as well.
-fn lengths<T: Real>(a: &ArrayRef2<T>) -> Vec<f64> {
-    rows(a).map(|row| dot(row, row).sqrt()).collect()
 }
 
 /// `block` below `a`, which is in standard layout and of as many columns.
