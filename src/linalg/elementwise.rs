@@ -1,6 +1,6 @@
 //! Loops over entries, compiled for the instruction sets of the machine.
 
-use super::{Real, Threads, check_finite};
+use super::{Real, Threads, check_finite, lines};
 use crate::error::Result;
 use ndarray::{Array2, ArrayRef2, ArrayView2, ArrayViewMut2, Axis};
 
@@ -34,6 +34,27 @@ pub fn finite_copy<T: Real>(what: &'static str, a: &ArrayRef2<T>, threads: Threa
         check_finite(what, a)?;
     }
     Ok(wide)
+}
+
+/// The sum of squares; the same for any number of threads, of which two share it.
+pub fn energy(a: &ArrayRef2<f64>, threads: Threads) -> f64 {
+    fn fill(lines: ArrayView2<'_, f64>, energies: &mut [f64]) {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (line, energy) in lines.outer_iter().zip(energies) {
+                    *energy = line.to_slice().map_or_else(|| line.dot(&line), |line| dot(line, line));
+                }
+            },
+        );
+    }
+    let lines = lines(a);
+    let mut energies = vec![0.0; lines.nrows()];
+    let middle = if lines.len() < LARGE { 0 } else { lines.nrows() / 2 };
+    let (first, second) = lines.split_at(Axis(0), middle);
+    let (left, right) = energies.split_at_mut(middle);
+    threads.join(|| fill(first, left), || fill(second, right));
+    energies.iter().sum()
 }
 
 /// Calls `f` with what is inlined into it compiled for the best instruction set that the machine has. `f` must be marked
@@ -99,6 +120,19 @@ mod tests {
             let error = finite_copy("weight", &a, Threads(threads)).unwrap_err();
             assert!(matches!(error, crate::Error::NonFinite { row: 1400, col: 7, .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn energies_do_not_depend_on_threads_or_order() {
+        let a = Array2::from_shape_fn((1100, 1000), |(i, j)| ((i * 7 + j) % 13) as f64);
+        let want: f64 = a.iter().map(|x| x * x).sum();
+        for threads in [1, 2] {
+            assert_eq!(energy(&a, Threads(threads)), want);
+            assert_eq!(energy(&a.t(), Threads(threads)), want);
+            let cut = a.slice(ndarray::s![..;2, 1..;3]);
+            assert_eq!(energy(&cut, Threads(threads)), cut.iter().map(|x| x * x).sum::<f64>());
+        }
+        assert_eq!(energy(&Array2::zeros((0, 3)), Threads(2)), 0.0);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A block Krylov space of `AᵀA`, fully orthogonalised, and Rayleigh-Ritz extraction from it.
 
 use super::convert::standard;
-use super::eigen::{eigh_in, eigvalsh_in};
+use super::eigen::Reduced;
 use super::packed::Packed;
 use super::qr::{cholesky_qr, factor};
 use super::svd::{from_columns, from_rows};
@@ -41,6 +41,16 @@ pub(super) struct Krylov<'a, T> {
     gram: Vec<Array2<T>>,
     /// What `AᵀA` makes of the newest block, orthogonal to the basis: the next block, unnormalised.
     next: Array2<T>,
+}
+
+/// What a space holds of its matrix.
+pub(super) struct Captured<T> {
+    /// Of the leading `rank` Ritz values (squared singular values).
+    pub energy: f64,
+    /// The least of them.
+    pub least: f64,
+    /// The Gram matrix of the images.
+    gram: Reduced<T>,
 }
 
 impl<'a, T: Scalar> Krylov<'a, T> {
@@ -102,27 +112,28 @@ impl<'a, T: Scalar> Krylov<'a, T> {
         self.next = next;
     }
 
-    /// Energy of the leading `rank` Ritz values (squared singular values), and the least of them.
-    pub fn captured(&self) -> Result<(f64, f64)> {
+    /// What the space holds of the matrix.
+    pub fn captured(&self) -> Result<Captured<T>> {
         // In the precision of the images, whose Gram matrix has no more digits.
-        let values = eigvalsh_in::<T>(&self.gram_matrix(), self.threads)?;
+        let gram = Reduced::new(&self.gram_matrix(), self.threads)?;
+        let values = gram.values()?;
         let kept = &values[..self.rank.min(values.len())];
-        Ok((kept.iter().sum(), kept.last().copied().unwrap_or(0.0)))
+        Ok(Captured { energy: kept.iter().sum(), least: kept.last().copied().unwrap_or(0.0), gram })
     }
 
     /// The best rank-`rank` approximation within reach: a projection on the images of the leading Ritz vectors, half a power step better
     /// than the space itself. It resolves singular values down to the root of the precision; the vectors are orthonormal in `f64`.
     /// It is computed in `f64` where `exact`, the matrix in `f64`, is given.
-    pub fn ritz(&self, exact: Option<&ArrayRef2<f64>>) -> Result<Svd> {
-        let gram = self.gram_matrix();
-        let (values, vectors) = match exact {
+    pub fn ritz(&self, captured: &Captured<T>, exact: Option<&ArrayRef2<f64>>) -> Result<Svd> {
+        let rank = self.rank.min(self.images.nrows());
+        let (values, mut leading) = match exact {
             Some(_) => {
-                let Eigh { values, vectors } = eigh(&gram, self.threads)?;
-                (values, vectors.t().mapv(T::narrow))
+                let gram = Reduced::<f64>::new(&self.gram_matrix(), self.threads)?;
+                let (values, vectors) = gram.leading(rank)?;
+                (values, vectors.mapv(T::narrow))
             }
-            None => eigh_in::<T>(&gram, self.threads)?,
+            None => captured.gram.leading(rank)?,
         };
-        let mut leading = standard(&vectors.slice(s![..self.rank.min(values.len()), ..]));
         // Images of unit length, orthogonal but for rounding.
         for (mut vector, value) in leading.outer_iter_mut().zip(&values) {
             let length = T::narrow(value.max(f64::MIN_POSITIVE).sqrt());
@@ -194,7 +205,7 @@ impl<'a, T: Scalar> Krylov<'a, T> {
             };
             let lost: Vec<usize> = (0..q.nrows()).filter(|&i| pass > 0 && left[i] < T::LOST).collect();
             block = q.mapv(T::narrow);
-            if settled {
+            if settled && (pass > 0 || self.drift(&block) <= T::DRIFT) {
                 break;
             }
             for i in lost {
@@ -206,6 +217,16 @@ impl<'a, T: Scalar> Krylov<'a, T> {
             self.project_out(&mut block);
         }
         block
+    }
+
+    /// How far the orthonormal rows of `block` are from orthogonal to the space, as a projection multiplies the errors of the blocks before by up to
+    /// `1 / LEFT`: root mean square of what a random combination of them, of unit length, has along the vectors of the space.
+    fn drift(&mut self, block: &ArrayRef2<T>) -> f64 {
+        let weights = self.gaussian(1, block.nrows());
+        let combination = matmul(&weights, block, self.threads);
+        let parts = matmul_nt(&combination, &self.basis, self.threads);
+        let energy = |a: &Array2<T>| rows(a).map(|row| dot(row, row)).sum::<f64>();
+        (energy(&parts) / energy(&weights) / self.len().max(1) as f64).sqrt()
     }
 
     /// Of the images, widened.
@@ -273,9 +294,35 @@ impl Krylov<'_, f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{diff, gaussian, orthogonality};
+    use super::super::testing::{diff, gaussian, orthogonality, with_spectrum};
     use super::*;
     use crate::storage::Storage;
+
+    fn space_of<T: Scalar>(a: &Array2<f64>, storage: Storage, block: usize) {
+        let packed = Packed::new(a, storage, Threads(1));
+        let mut krylov = Krylov::<T>::new(&packed, 16, 3, Threads(1));
+        krylov.start(block);
+        krylov.multiply();
+        while krylov.len() < a.ncols() {
+            krylov.expand(block);
+            krylov.multiply();
+        }
+        let lost = orthogonality(&krylov.basis.t().mapv(T::widen));
+        assert!(lost < 100.0 * T::DRIFT, "{storage}: {lost}");
+    }
+
+    #[test]
+    fn errors_of_one_block_do_not_grow_in_the_next_ones() {
+        let decay: Vec<f64> = (1..=200).map(|k| f64::from(k).powf(-0.3)).collect();
+        for a in [
+            with_spectrum(300, 200, &decay, 4),
+            with_spectrum(300, 200, &decay[..20], 4),
+            gaussian(300, 200, 4),
+        ] {
+            space_of::<f32>(&a, Storage::F32, 11);
+            space_of::<f64>(&a, Storage::F64, 11);
+        }
+    }
 
     #[test]
     fn basis_stays_orthonormal_and_gram_is_that_of_the_images() {
@@ -291,7 +338,8 @@ mod tests {
             }
             assert!(diff(&krylov.gram_matrix(), &krylov.images.dot(&krylov.images.t())) < 1e-10);
             let exact = svd(&a, Threads(1)).unwrap();
-            for got in [krylov.ritz(None).unwrap(), krylov.fine_ritz().unwrap()] {
+            for got in [krylov.ritz(&krylov.captured().unwrap(), None).unwrap(), krylov.fine_ritz().unwrap()]
+            {
                 assert!(got.s.iter().zip(&exact.s).all(|(x, y)| (x - y).abs() < 1e-10));
             }
             assert_eq!(krylov.probe().1.nrows(), 0);

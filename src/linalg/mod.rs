@@ -34,6 +34,7 @@ use ndarray::{ArrayRef2, ArrayView1, ArrayView2};
 pub use assignment::assignment;
 pub use complex::{ComplexSvd, complex_svd_truncated};
 pub use eigen::{Eigh, eigh, eigvalsh, symmetric_root};
+use elementwise::energy;
 pub(crate) use elementwise::{dot, finite_copy, multiply_add, rows, rows_mut, vectorised};
 pub(crate) use gemv::add_rows;
 pub use incremental_pca::IncrementalPca;

@@ -2,7 +2,7 @@
 
 use super::krylov::Krylov;
 use super::packed::Packed;
-use super::{Svd, Threads, check_finite, lines, matmul_into, svd};
+use super::{Svd, Threads, check_finite, energy, matmul_into, svd};
 use crate::error::{Error, Result};
 use crate::scalar::Scalar;
 use crate::storage::Storage;
@@ -71,7 +71,7 @@ pub fn truncated_svd(
     options: &SvdOptions,
     threads: Threads,
 ) -> Result<TruncatedSvd> {
-    let energy: f64 = lines(a).outer_iter().map(|line| line.dot(&line)).sum();
+    let energy = energy(a, threads);
     if !energy.is_finite() {
         check_finite("matrix", a)?;
     }
@@ -166,8 +166,8 @@ impl Search<'_> {
             if krylov.len() >= next || krylov.len() == n {
                 // The eigenvalues that tell cost as much as a block.
                 next = krylov.len() + 2 * block;
-                let (captured, least) = krylov.captured()?;
-                let mut left = energy - captured;
+                let captured = krylov.captured()?;
+                let mut left = energy - captured.energy;
                 let resolved = match fine {
                     // Subtraction of nearly equal energies loses the digits: measure the residual instead.
                     Some(fine) if left <= 1e-9 * energy => {
@@ -186,13 +186,13 @@ impl Search<'_> {
                     // The extrapolation cannot see a direction that the start happened to miss, such as
                     // further copies of a multiple singular value.
                     let (missed, probe) = krylov.probe();
-                    if missed - least <= options.tolerance * left {
+                    if missed - captured.least <= options.tolerance * left {
                         if let Some((svd, error)) = resolved {
                             return finish(svd, error, iteration);
                         }
                         // Single precision would not do for what is that small.
                         let exact = (left <= 1e-2 * energy).then_some(self.a);
-                        let svd = krylov.ritz(exact)?;
+                        let svd = krylov.ritz(&captured, exact)?;
                         let left = energy - svd.s.iter().map(|x| x * x).sum::<f64>();
                         let error = if left > 1e-6 * energy { left.sqrt() } else { self.residual(&svd) };
                         return finish(svd, error, iteration);

@@ -176,7 +176,11 @@ impl Factor {
     /// One matrix. `f32` arrays are kept exactly by [`Storage::F32`], `f64` arrays by [`Storage::F64`].
     pub fn from_matrix<T: Scalar>(storage: Storage, a: &ArrayRef2<T>) -> Self {
         Self::from_rows(storage, (1, a.nrows(), a.ncols()), &mut |i, row| {
-            row.iter_mut().zip(a.row(i)).for_each(|(v, a)| *v = a.widen());
+            let from = a.row(i);
+            match from.to_slice() {
+                Some(from) => row.iter_mut().zip(from).for_each(|(v, a)| *v = a.widen()),
+                None => row.iter_mut().zip(from).for_each(|(v, a)| *v = a.widen()),
+            }
         })
     }
 
