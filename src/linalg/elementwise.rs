@@ -21,12 +21,8 @@ pub fn finite_copy<T: Real>(what: &'static str, a: &ArrayRef2<T>, threads: Threa
             });
         }
         let (from, to) = (from.split_at(Axis(0), middle), to.split_at(Axis(0), middle));
-        let (rest, mut finite) = (Threads(threads.0 - half), (true, true));
-        let (first, second) = (&mut finite.0, &mut finite.1);
-        threads.join(
-            move || *first = copy(from.0, to.0, rest),
-            move || *second = copy(from.1, to.1, Threads(half)),
-        );
+        let rest = Threads(threads.0 - half);
+        let finite = threads.join(|| copy(from.0, to.0, rest), || copy(from.1, to.1, Threads(half)));
         finite.0 & finite.1
     }
     let mut wide = Array2::zeros(a.dim());

@@ -64,13 +64,18 @@ impl Threads {
         if self.0 <= 1 { faer::Par::Seq } else { faer::Par::rayon(self.0) }
     }
 
-    /// Runs both, at the same time where there are two threads or more.
-    fn join(self, left: impl FnOnce() + Send, right: impl FnOnce() + Send) {
-        if self.0 > 1 {
-            return kernels::join(left, right);
+    /// What both give, run at the same time where there are two threads or more.
+    fn join<L: Send, R: Send>(
+        self,
+        left: impl FnOnce() -> L + Send,
+        right: impl FnOnce() -> R + Send,
+    ) -> (L, R) {
+        if self.0 <= 1 {
+            return (left(), right());
         }
-        left();
-        right();
+        let (mut first, mut second) = (None, None);
+        kernels::join(|| first = Some(left()), || second = Some(right()));
+        first.zip(second).expect("both ran")
     }
 }
 

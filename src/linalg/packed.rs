@@ -22,13 +22,11 @@ impl Packed {
     /// Two copies in `f32` or `f64`.
     pub fn new(a: &ArrayRef2<f64>, storage: Storage, threads: Threads) -> Self {
         let turned = !a.is_standard_layout() && a.t().is_standard_layout();
-        let rows =
-            if turned { Factor::from_matrix(storage, &a.t()) } else { Factor::from_matrix(storage, a) };
+        let rows = if turned { a.t() } else { a.view() };
         let parallelism = if threads.0 > 1 { Parallelism::Threads(threads.0) } else { Parallelism::Seq };
         let policy = Policy { parallelism, level: Level::detected() };
-        let (mut transposed, mut forward) = (rows.clone(), rows);
-        let pack = |factor: &mut Factor, op| *factor = factor.clone().packed(op, 1);
-        threads.join(|| pack(&mut transposed, Op::Transpose), || pack(&mut forward, Op::Forward));
+        let pack = |op| Factor::packed_from_matrix(storage, &rows, op);
+        let (forward, transposed) = threads.join(|| pack(Op::Forward), || pack(Op::Transpose));
         Self { transposed, forward, turned, policy }
     }
 

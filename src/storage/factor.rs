@@ -134,6 +134,33 @@ fn rounded<N: Pod>(
     numbers
 }
 
+/// Numbers that lie one way laid out another way, each converted.
+fn moved<F: Copy, E: Pod>(
+    numbers: &[F],
+    from: Layout,
+    target: Layout,
+    convert: impl Fn(F) -> E,
+) -> AlignedVec<E> {
+    let mut to = AlignedVec::zeroed(target.len());
+    // Tiles of both layouts stay in the first-level cache.
+    let (tiles, cols) = (from.rows.div_ceil(PANEL), from.cols);
+    for (tile, first) in (0..tiles).flat_map(|tile| (0..cols).step_by(2 * PANEL).map(move |col| (tile, col)))
+    {
+        for row in tile * PANEL..from.rows.min((tile + 1) * PANEL) {
+            let (mut col, end) = (first, cols.min(first + 2 * PANEL));
+            while col < end {
+                let ((n, step), (m, stride)) = (from.run(row, col), target.run(row, col));
+                let n = n.min(m).min(end - col);
+                let source = numbers[from.index(row, col)..].iter().step_by(step);
+                let places = to[target.index(row, col)..].iter_mut().step_by(stride);
+                places.zip(source).take(n).for_each(|(to, from)| *to = convert(*from));
+                col += n;
+            }
+        }
+    }
+    to
+}
+
 impl Factor {
     /// A stack from `f64` numbers: `value(block, row, col)`.
     pub fn from_fn(
@@ -182,6 +209,23 @@ impl Factor {
                 None => row.iter_mut().zip(from).for_each(|(v, a)| *v = a.widen()),
             }
         })
+    }
+
+    /// [`from_matrix`](Self::from_matrix) and [`packed`](Self::packed) in one pass for [`Storage::F32`] and [`Storage::F64`]; in two where the matrix
+    /// does not lie row by row.
+    pub(crate) fn packed_from_matrix(storage: Storage, a: &ArrayRef2<f64>, op: Op) -> Self {
+        let (rows, cols) = a.dim();
+        let packing = Packing::new((1, rows, cols), op.order(Lanes::Rows, Lanes::Cols).0, false);
+        let (from, to) = (
+            Layout { packing: None, rows, cols, paired: false },
+            Layout { packing, rows, cols, paired: false },
+        );
+        let data = match (storage, a.as_slice()) {
+            (Storage::F32, Some(numbers)) => Data::F32(moved(numbers, from, to, |number| number as f32)),
+            (Storage::F64, Some(numbers)) => Data::F64(moved(numbers, from, to, |number| number)),
+            _ => return Self::from_matrix(storage, a).packed(op, 1),
+        };
+        Self { blocks: 1, rows, cols, data: Arc::new(data), packing }
     }
 
     /// A stack of equally shaped matrices; `shape` counts when the stack is empty.
@@ -374,25 +418,7 @@ impl Factor {
     }
 
     fn moved<E: bytemuck::Pod>(&self, numbers: &[E], target: Layout) -> AlignedVec<E> {
-        let (from, mut to) = (self.layout(), AlignedVec::zeroed(target.len()));
-        // Tiles of both layouts stay in the first-level cache.
-        let (tiles, cols) = (from.rows.div_ceil(PANEL), from.cols);
-        for (tile, first) in
-            (0..tiles).flat_map(|tile| (0..cols).step_by(2 * PANEL).map(move |col| (tile, col)))
-        {
-            for row in tile * PANEL..from.rows.min((tile + 1) * PANEL) {
-                let (mut col, end) = (first, cols.min(first + 2 * PANEL));
-                while col < end {
-                    let ((n, step), (m, stride)) = (from.run(row, col), target.run(row, col));
-                    let n = n.min(m).min(end - col);
-                    let source = numbers[from.index(row, col)..].iter().step_by(step);
-                    let places = to[target.index(row, col)..].iter_mut().step_by(stride);
-                    places.zip(source).take(n).for_each(|(to, from)| *to = *from);
-                    col += n;
-                }
-            }
-        }
-        to
+        moved(numbers, self.layout(), target, |number| number)
     }
 
     fn moved_scales(&self, scales: &[bf16], target: Layout) -> AlignedVec<bf16> {
