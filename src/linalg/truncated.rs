@@ -60,7 +60,7 @@ pub struct TruncatedSvd {
 /// at `4 m n` flops per direction (of `f32` unless the error is tiny), and stops when the energy still to be
 /// gained, extrapolated from the last gains and checked with a fresh random probe, is below the tolerance.
 /// At a rank of an eighth that is about ten times cheaper than the exact SVD. Memory: the matrix twice more in
-/// those numbers (three times while it is packed), and two `f32` vectors per direction; two to three times as many directions as the rank.
+/// those numbers, and two `f32` vectors per direction; two to three times as many directions as the rank.
 ///
 /// # Errors
 /// [`Error::NonFinite`] for NaN or infinite entries, [`Error::Parameter`] for a tolerance that is not a
