@@ -216,10 +216,8 @@ impl Factor {
     pub(crate) fn packed_from_matrix(storage: Storage, a: &ArrayRef2<f64>, op: Op) -> Self {
         let (rows, cols) = a.dim();
         let packing = Packing::new((1, rows, cols), op.order(Lanes::Rows, Lanes::Cols).0, false);
-        let (from, to) = (
-            Layout { packing: None, rows, cols, paired: false },
-            Layout { packing, rows, cols, paired: false },
-        );
+        let from = Layout { packing: None, rows, cols, paired: false };
+        let to = Layout { packing, ..from };
         let data = match (storage, a.as_slice()) {
             (Storage::F32, Some(numbers)) => Data::F32(moved(numbers, from, to, |number| number as f32)),
             (Storage::F64, Some(numbers)) => Data::F64(moved(numbers, from, to, |number| number)),
