@@ -191,7 +191,7 @@ impl Search<'_> {
                             return finish(svd, error, iteration);
                         }
                         // Single precision would not do for what is that small.
-                        let exact = (left <= 1e-2 * energy).then_some(self.a);
+                        let exact = (fine.is_none() && left <= 1e-2 * energy).then_some(self.a);
                         let svd = krylov.ritz(&captured, exact)?;
                         let left = energy - svd.s.iter().map(|x| x * x).sum::<f64>();
                         let error = if left > 1e-6 * energy { left.sqrt() } else { self.residual(&svd) };
