@@ -1,6 +1,6 @@
 //! Symmetric eigendecompositions and the symmetric square root.
 
-use super::convert::{max_abs, safe_scale, standard, transposed_mut};
+use super::convert::{TILE, max_abs, safe_scale, standard, transposed_mut};
 use super::svd::no_convergence;
 use super::{Real, Threads, check_finite, check_square, gram};
 use crate::error::{Error, Result};
@@ -19,9 +19,6 @@ use ndarray::{Array2, ArrayRef2, s};
 /// Smaller decompositions run on the calling thread: a second one makes them slower. With vectors, and without.
 const PARALLEL_VECTORS: usize = 768;
 const PARALLEL_VALUES: usize = 1536;
-
-/// Rows of which as many lines fit a core's first cache.
-const TILE: usize = 32;
 
 const WHAT: &str = "the symmetric eigendecomposition";
 

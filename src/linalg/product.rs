@@ -1,6 +1,6 @@
 //! Matrix products.
 
-use super::convert::{Operand, row_major_mut};
+use super::convert::{Operand, TILE, row_major_mut, slice_mut};
 use super::{Real, Threads};
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, Par};
@@ -13,7 +13,8 @@ fn parallelism(m: usize, n: usize, k: usize, threads: Threads) -> Par {
     if m.saturating_mul(n).saturating_mul(k) < PARALLEL_FLOPS { Par::Seq } else { threads.par() }
 }
 
-/// `A B` for `A: m x k`, `B: k x n`, in `2 m k n` flops. Transposed views cost nothing extra.
+/// `A B` for `A: m x k`, `B: k x n`, in `2 m k n` flops. Transposed views cost little: 256 columns of `A` at a time are copied where it is
+/// turned and caches would take its numbers badly.
 ///
 /// # Panics
 /// When the inner dimensions differ, like `ndarray`'s `dot`.
@@ -61,24 +62,32 @@ pub fn matmul_into<T: Real>(
     if m == 0 || n == 0 || k == 0 {
         return;
     }
-    let par = parallelism(m, n, k, threads);
-    let (a, b) = (Operand::new(a), Operand::new(b));
-    let accum = if beta_accumulate { Accum::Add } else { Accum::Replace };
-    let run =
-        |dst: MatMut<'_, T>, accum| faer::linalg::matmul::matmul(dst, accum, a.mat(), b.mat(), T::one(), par);
     if let Some(slice) = c.as_slice_mut() {
-        return run(MatMut::from_row_major_slice_mut(slice, m, n), accum);
+        return by_rows(a, b, slice, beta_accumulate, threads);
     }
     if let Some(slice) = c.view_mut().reversed_axes().as_slice_mut() {
-        return run(MatMut::from_column_major_slice_mut(slice, m, n), accum);
+        return by_rows(&b.t(), &a.t(), slice, beta_accumulate, threads);
     }
     let mut product = Array2::zeros((m, n));
-    run(row_major_mut(&mut product), Accum::Replace);
+    by_rows(a, b, slice_mut(&mut product), false, threads);
     if beta_accumulate {
         c.zip_mut_with(&product, |x, y| *x += *y);
     } else {
         c.assign(&product);
     }
+}
+
+/// The product, in rows one after the other.
+fn by_rows<T: Real>(a: &ArrayRef2<T>, b: &ArrayRef2<T>, c: &mut [T], accumulate: bool, threads: Threads) {
+    let ((m, k), n) = (a.dim(), b.ncols());
+    let par = parallelism(m, n, k, threads);
+    let (a, b) = (Operand::new(a), Operand::new(b));
+    // The kernels go along rows of `a` for a result like this.
+    a.by_columns(n, |depth, a| {
+        let accum = if accumulate || depth.start > 0 { Accum::Add } else { Accum::Replace };
+        let b = b.mat().subrows(depth.start, depth.len());
+        faer::linalg::matmul::matmul(MatMut::from_row_major_slice_mut(c, m, n), accum, a, b, T::one(), par);
+    });
 }
 
 /// `Aᵀ A` for `A: m x n`, exactly symmetric, in `m n²` flops (only one triangle is computed).
@@ -88,18 +97,20 @@ pub fn gram<T: Real>(a: &ArrayRef2<T>, threads: Threads) -> Array2<T> {
     if m == 0 || n == 0 {
         return g;
     }
-    let a = Operand::new(a);
-    triangular::matmul(
-        row_major_mut(&mut g),
-        BlockStructure::TriangularLower,
-        Accum::Replace,
-        a.mat().transpose(),
-        BlockStructure::Rectangular,
-        a.mat(),
-        BlockStructure::Rectangular,
-        T::one(),
-        parallelism(m, n, n, threads),
-    );
+    let par = parallelism(m, n, n, threads);
+    Operand::new(&a.t()).by_columns(n, |depth, at| {
+        triangular::matmul(
+            row_major_mut(&mut g),
+            BlockStructure::TriangularLower,
+            if depth.start > 0 { Accum::Add } else { Accum::Replace },
+            at,
+            BlockStructure::Rectangular,
+            at.transpose(),
+            BlockStructure::Rectangular,
+            T::one(),
+            par,
+        );
+    });
     mirror_lower(&mut g);
     g
 }
@@ -107,9 +118,13 @@ pub fn gram<T: Real>(a: &ArrayRef2<T>, threads: Threads) -> Array2<T> {
 /// Copies the lower triangle onto the upper one.
 pub(super) fn mirror_lower<T: Copy>(g: &mut Array2<T>) {
     let n = g.nrows();
-    for i in 0..n {
-        for j in 0..i {
-            g[[j, i]] = g[[i, j]];
+    // Some rows at a time, as both orders are walked.
+    for top in (0..n).step_by(TILE) {
+        let end = n.min(top + TILE);
+        for j in 0..end {
+            for i in top.max(j + 1)..end {
+                g[[j, i]] = g[[i, j]];
+            }
         }
     }
 }
@@ -133,6 +148,21 @@ mod tests {
             let rest = b.slice(s![..strided.ncols(), ..]);
             assert!(diff(&matmul(&strided, &rest, threads), &strided.dot(&rest)) < 1e-12);
         }
+    }
+
+    #[test]
+    fn operands_that_are_copied_for_the_kernels() {
+        // Rows of 4 KiB, and enough uses of each number.
+        let (a, b) = (gaussian(300, 512, 1), gaussian(300, 260, 2));
+        let want = a.t().dot(&b);
+        assert!(diff(&matmul_tn(&a, &b, Threads(1)), &want) < 1e-12);
+        let mut by_columns = Array2::zeros((260, 512));
+        matmul_into(&b.t(), &a, &mut by_columns.view_mut(), false, Threads(1));
+        assert!(diff(&by_columns, &want.t().to_owned()) < 1e-12);
+        let mut by_columns = Array2::ones((512, 260));
+        matmul_into(&b.t(), &a, &mut by_columns.view_mut().reversed_axes(), true, Threads(1));
+        assert!(diff(&by_columns, &(want + 1.0)) < 1e-12);
+        assert!(diff(&gram(&a, Threads(1)), &a.t().dot(&a)) < 1e-12);
     }
 
     #[test]
