@@ -59,7 +59,7 @@ pub struct TruncatedSvd {
 /// The randomised method grows a Krylov space of `AᵀA` (or `AAᵀ`, whichever is smaller) block by block,
 /// at `4 m n` flops per direction (of `f32` unless the error is tiny), and stops when the energy still to be
 /// gained, extrapolated from the last gains and checked with a fresh random probe, is below the tolerance.
-/// At a rank of an eighth of 4096 that is eight to nine times cheaper than the exact SVD. Memory: the matrix twice more in
+/// At a rank of an eighth of 4096 that is eight to ten times cheaper than the exact SVD. Memory: the matrix twice more in
 /// those numbers, and two `f32` vectors per direction; two to three times as many directions as the rank.
 ///
 /// # Errors
