@@ -6,7 +6,7 @@
 // Tiles are arrays of constant size: with indices the compiler keeps them in registers.
 #![allow(clippy::needless_range_loop)]
 
-use super::gemm::{Io, Job};
+use super::gemm::{Io, Job, LINE};
 use super::level::{Kernel, Level};
 use super::packing::{Lanes, PANEL, Packing};
 use super::panels::{Inputs, Stream, put, tile};
@@ -21,12 +21,10 @@ use std::mem::MaybeUninit;
 pub(crate) const ROWS: usize = 8;
 /// Batch rows packed at once.
 const BATCH: usize = 128;
-/// Steps packed at once, at most: a panel of them stays in the second-level cache.
-const DEPTH: usize = 512;
-/// Numbers of the batch packed at once: 128 KiB of `f32`.
-const PACKED: usize = BATCH * DEPTH / 2;
-/// Steps packed at once whatever the batch: sums of no more than that are the same in every part of it.
-pub(super) const LEAST_DEPTH: usize = PACKED / BATCH;
+/// Steps packed at once: with a group of rows, a panel of them fills a first-level cache. Sums are the same in every part of a batch.
+pub(super) const DEPTH: usize = 256;
+/// Steps between which weights are asked for.
+const TOGETHER: usize = 4;
 /// Outputs of a block below which its inputs are used where they lie: packing them would cost as much as it gains.
 const REUSED: usize = 128;
 
@@ -58,20 +56,19 @@ impl<T: Scalar, W: Source> Kernel<T> for Batches<'_, '_, T, W> {
             }
             _ => None,
         };
-        let mut packed = Aligned::<T, PACKED>::new();
+        let mut packed = Aligned::<T, { BATCH * DEPTH }>::new();
         let mut decoded = Aligned::<T, { DEPTH * PANEL }>::new();
         let (packed, decoded) = (packed.pointer(), decoded.pointer());
         let contiguous = forward || map.rows_contiguous();
         for first in (0..job.x.rows()).step_by(BATCH) {
             let batch = BATCH.min(job.x.rows() - first);
-            let most = (PACKED / batch).min(DEPTH) / GROUP * GROUP;
             for block in job.blocks.clone() {
                 // A depth of zero still makes one pass, so that overwriting writes.
-                for from in (0..depth.max(1)).step_by(most) {
-                    let len = most.min(depth - from);
+                for from in (0..depth.max(1)).step_by(DEPTH) {
+                    let len = DEPTH.min(depth - from);
                     let pack = !contiguous || job.outputs.len() >= REUSED;
                     // SAFETY: batch rows and features are in range by the loop bounds and the job's promise, and the packed
-                    // inputs have room for `batch` rows of `most` steps.
+                    // inputs have room for `batch` rows of as many steps.
                     let x = unsafe {
                         if pack {
                             let io = &job.io;
@@ -86,24 +83,20 @@ impl<T: Scalar, W: Source> Kernel<T> for Batches<'_, '_, T, W> {
                     for start in job.outputs.clone().step_by(PANEL) {
                         let outputs = PANEL.min(job.outputs.end - start);
                         // SAFETY: as above; decoded weights have room for `DEPTH` steps of a panel.
-                        let (weights, width, far) = unsafe {
+                        let (weights, width, next) = unsafe {
                             match (in_place, job.packing) {
                                 (Some((packing, numbers)), _) => {
                                     let (at, width) = job.panel(packing, block, start, from);
                                     // What comes next.
                                     let (block, start, from) = if start + PANEL < job.outputs.end {
                                         (block, start + PANEL, from)
-                                    } else if from + most < depth {
-                                        (block, job.outputs.start, from + most)
+                                    } else if from + DEPTH < depth {
+                                        (block, job.outputs.start, from + DEPTH)
                                     } else {
                                         (block + 1, job.outputs.start, 0)
                                     };
                                     let next = job.panel(packing, block, start, from).0;
-                                    (
-                                        numbers.add(at),
-                                        width,
-                                        next.wrapping_sub(at).wrapping_mul(size_of::<T>()),
-                                    )
+                                    (numbers.add(at), width, numbers.wrapping_add(next))
                                 }
                                 (None, Some(p)) => {
                                     if (p.lanes == Lanes::Rows) == forward {
@@ -111,11 +104,11 @@ impl<T: Scalar, W: Source> Kernel<T> for Batches<'_, '_, T, W> {
                                     } else {
                                         decode_steps(simd, job, p, block, start, outputs, from, len, decoded);
                                     }
-                                    (decoded.cast_const(), PANEL, 0)
+                                    (decoded.cast_const(), PANEL, decoded.cast_const())
                                 }
                                 (None, None) => {
                                     decode_rows(simd, job, block, start, outputs, from, len, decoded);
-                                    (decoded.cast_const(), PANEL, 0)
+                                    (decoded.cast_const(), PANEL, decoded.cast_const())
                                 }
                             }
                         };
@@ -125,7 +118,7 @@ impl<T: Scalar, W: Source> Kernel<T> for Batches<'_, '_, T, W> {
                         let io = &job.io;
                         T::dispatch(
                             self.1,
-                            Run { io, block, lane: start, end, first, batch, x, packed, overwrite, w, far },
+                            Run { io, block, lane: start, end, first, batch, x, packed, overwrite, w, next },
                         );
                     }
                 }
@@ -134,7 +127,8 @@ impl<T: Scalar, W: Source> Kernel<T> for Batches<'_, '_, T, W> {
     }
 }
 
-/// Packs steps `from..from + len` of batch rows `first..first + batch`: group after group, for each step the rows of the group.
+/// Packs steps `from..from + len` of batch rows `first..first + batch`: group after group, for each step the rows of the group, with gaps where
+/// those of the last one are fewer than [`ROWS`].
 struct Pack<'a, 'j, T> {
     io: &'a Io<'j, T>,
     block: usize,
@@ -163,11 +157,11 @@ impl<T: Scalar> Kernel<T> for Pack<'_, '_, T> {
                 while k < len {
                     // Steps whose inputs lie side by side.
                     let run = if contiguous { len } else { map.group - (from + k) % map.group }.min(len - k);
-                    let (x, to) = (x.add(feature(from + k)), to.add(k * rows));
+                    let (x, to) = (x.add(feature(from + k)), to.add(k * ROWS));
                     k += run;
                     if rows < ROWS || run < ROWS / 2 {
                         for (i, r) in (0..run).flat_map(|i| (0..rows).map(move |r| (i, r))) {
-                            *to.add(i * rows + r) = *x.add(r * io.x.stride() + i);
+                            *to.add(i * ROWS + r) = *x.add(r * io.x.stride() + i);
                         }
                         continue;
                     }
@@ -208,15 +202,16 @@ struct Run<'a, 'j, T> {
     packed: *const T,
     overwrite: bool,
     w: Stream<Numbers<T>>,
-    /// Bytes to the weights that come next, where they are not decoded first.
-    far: usize,
+    /// The weights that come next; these ones where those are decoded first.
+    next: *const T,
 }
 
 impl<T: Scalar> Kernel<T> for Run<'_, '_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, simd: S) {
-        let Self { io, block, lane, end, first, batch, x, packed, overwrite, w, far } = self;
+        let Self { io, block, lane, end, first, batch, x, packed, overwrite, w, next } = self;
+        let full = w.width == PANEL;
         // SAFETY: the caller's.
         unsafe {
             let mut from = 0;
@@ -224,49 +219,119 @@ impl<T: Scalar> Kernel<T> for Run<'_, '_, T> {
                 let part = Stream { at: w.at + from, ..w };
                 let feature = io.output(block, lane + from);
                 let wide = end - lane - from > S::LANES;
+                let whole = io.vectors::<2>(block, lane + from..end, S::LANES);
                 let mut row = 0;
                 while row < batch {
-                    let group = row / ROWS * ROWS;
+                    let left = ROWS.min(batch - row / ROWS * ROWS) - row % ROWS;
                     let inputs = match x {
                         Some(x) => Inputs { first: x.add(row * io.x.stride()), row: io.x.stride(), step: 1 },
                         None => {
-                            let step = ROWS.min(batch - group);
-                            Inputs { first: packed.add(group * w.len + row - group), row: 1, step }
+                            let group = row / ROWS * ROWS;
+                            Inputs { first: packed.add(group * w.len + row - group), row: 1, step: ROWS }
                         }
                     };
                     macro_rules! part {
-                        ($r:expr, $v:expr, $u:expr, $far:expr) => {{
+                        ($r:expr, $v:expr, sums: $sums:expr) => {{
                             // Outputs that are added to are on their way while the sums are made.
                             for r in 0..if overwrite { 0 } else { $r } {
                                 let y = io.y.0.wrapping_add((first + row + r) * io.y_stride + feature);
                                 prefetch(y.cast());
                                 prefetch(y.wrapping_add($v * S::LANES - 1).cast());
                             }
-                            let sums = tile::<T, S, Numbers<T>, $r, $v, $u, $far>(simd, part, inputs, far);
+                            let sums: [[S::V; $v]; $r] = $sums;
                             for r in 0..$r {
-                                put(simd, io, block, first + row + r, lane + from, end, &sums[r], overwrite);
+                                match whole {
+                                    Some(features) => {
+                                        let y = io.y.0.wrapping_add((first + row + r) * io.y_stride);
+                                        for v in 0..$v {
+                                            let (y, sum) = (y.wrapping_add(features[v]), sums[r][v]);
+                                            simd.store(y, if overwrite { sum } else { simd.add(simd.load(y), sum) });
+                                        }
+                                    }
+                                    None => put(simd, io, block, first + row + r, lane + from, end, &sums[r], overwrite),
+                                }
                             }
                             row += $r;
                         }};
+                        ($r:expr, $v:expr, $u:expr) => {
+                            part!($r, $v, sums: tile::<T, S, Numbers<T>, $r, $v, $u, false>(simd, part, inputs))
+                        };
+                        ($r:expr) => {{
+                            // These rows' share of the weights that come next: all of them at once would wait for memory.
+                            let ahead = next.wrapping_add((from + 2 * S::LANES * row / batch) * w.len);
+                            let bytes = (2 * S::LANES * size_of::<T>() * TOGETHER * $r).div_ceil(batch);
+                            let (weights, ahead) = (w.source.0.add(part.at), (ahead.cast(), bytes));
+                            match x {
+                                None => part!($r, 2, sums: full_tile::<T, S, $r, ROWS>(simd, weights, inputs, w.len, ahead)),
+                                Some(_) => part!($r, 2, sums: full_tile::<T, S, $r, 1>(simd, weights, inputs, w.len, ahead)),
+                            }
+                        }};
                     }
-                    // The first rows fetch the panel that comes next.
-                    match group + ROWS.min(batch - group) - row {
-                        8.. if S::REGISTERS == 32 && wide && row == 0 && far > 0 => part!(8, 2, 1, true),
-                        8.. if S::REGISTERS == 32 && wide => part!(8, 2, 1, false),
-                        8.. if S::REGISTERS == 32 => part!(8, 1, 1, false),
-                        4.. if wide && row == 0 && far > 0 => part!(4, 2, 1, true),
-                        4.. if wide => part!(4, 2, 1, false),
-                        4.. => part!(4, 1, 2, false),
-                        2.. if wide => part!(2, 2, 2, false),
-                        2.. => part!(2, 1, 2, false),
-                        _ if wide => part!(1, 2, 4, false),
-                        _ => part!(1, 1, 4, false),
+                    match left {
+                        8.. if S::REGISTERS == 32 && wide && full => part!(8),
+                        8.. if S::REGISTERS == 32 && wide => part!(8, 2, 1),
+                        8.. if S::REGISTERS == 32 => part!(8, 1, 1),
+                        4.. if wide && full => part!(4),
+                        4.. if wide => part!(4, 2, 1),
+                        4.. => part!(4, 1, 2),
+                        2.. if wide => part!(2, 2, 2),
+                        2.. => part!(2, 1, 2),
+                        _ if wide => part!(1, 2, 4),
+                        _ => part!(1, 1, 4),
                     }
                 }
                 from += if wide { 2 * S::LANES } else { S::LANES };
             }
         }
     }
+}
+
+/// `R` batch rows, whose steps are `STEP` numbers apart, times two vectors of a full panel: the loop that large batches spend their time in, with
+/// nothing in it but its loads and multiply-adds. Every [`TOGETHER`] steps it asks for some bytes that are used later, from the first one of `ahead`
+/// on.
+///
+/// # Safety
+/// The inputs have `R` rows and `len` steps, and so has the panel.
+#[inline(always)]
+unsafe fn full_tile<T: Scalar, S: Simd<T>, const R: usize, const STEP: usize>(
+    simd: S,
+    mut w: *const T,
+    x: Inputs<T>,
+    len: usize,
+    (mut ahead, bytes): (*const u8, usize),
+) -> [[S::V; 2]; R] {
+    let mut sums = [[simd.zero(); 2]; R];
+    let (mut x, row) = (x.first, if STEP == ROWS { 1 } else { x.row });
+    // SAFETY: the caller's.
+    unsafe {
+        macro_rules! step {
+            ($k:expr) => {
+                let w: [S::V; 2] = vectors(simd, |v| simd.load(w.add($k * PANEL + v * S::LANES)));
+                for r in 0..R {
+                    let x = simd.splat(*x.add(r * row + $k * STEP));
+                    for v in 0..2 {
+                        sums[r][v] = simd.mul_add(w[v], x, sums[r][v]);
+                    }
+                }
+            };
+        }
+        for _ in 0..len / TOGETHER {
+            for line in (0..bytes).step_by(LINE) {
+                prefetch(ahead.wrapping_add(line));
+            }
+            ahead = ahead.wrapping_add(bytes);
+            step!(0);
+            step!(1);
+            step!(2);
+            step!(3);
+            (w, x) = (w.add(TOGETHER * PANEL), x.add(TOGETHER * STEP));
+        }
+        for _ in 0..len % TOGETHER {
+            step!(0);
+            (w, x) = (w.add(PANEL), x.add(STEP));
+        }
+    }
+    sums
 }
 
 /// Decodes a panel whose lanes are outputs.

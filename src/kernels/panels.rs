@@ -68,7 +68,6 @@ pub(super) unsafe fn tile<
     simd: S,
     w: Stream<W>,
     x: Inputs<T>,
-    far: usize,
 ) -> [[S::V; V]; R] {
     let mut totals = [[simd.zero(); V]; R];
     let (mut from, mut scale) = (0, w.scale);
@@ -85,7 +84,7 @@ pub(super) unsafe fn tile<
                     let at = w.at + (k + $u) * w.width;
                     if FAR {
                         for line in (0..V * S::LANES * W::BYTES).step_by(LINE) {
-                            let address = w.source.stream_address(at).wrapping_add(far + line);
+                            let address = w.source.stream_address(at).wrapping_add(AHEAD + line);
                             // Narrow numbers into the nearest cache: a loop that decodes waits for the second one.
                             if W::BYTES < 4 { prefetch_near(address) } else { prefetch(address) }
                         }
@@ -298,7 +297,7 @@ unsafe fn whole_panels<T: Scalar, S: Simd<T>, W: Source, const FAR: bool>(
         let mut left_in_group = group - first % group;
         macro_rules! part {
             ($v:expr, $u:expr) => {{
-                let [sums] = tile::<T, S, W, 1, $v, $u, FAR>(simd, stream, x, AHEAD);
+                let [sums] = tile::<T, S, W, 1, $v, $u, FAR>(simd, stream, x);
                 for v in 0..$v {
                     let out = y.add(v * S::LANES);
                     simd.store(out, if overwrite { sums[v] } else { simd.add(simd.load(out), sums[v]) });
@@ -392,7 +391,7 @@ unsafe fn panel<
                 let left = end - lane - from;
                 macro_rules! part {
                     ($v:expr, $u:expr) => {{
-                        let sums = tile::<T, S, W, R, $v, $u, FAR>(simd, stream, x, AHEAD);
+                        let sums = tile::<T, S, W, R, $v, $u, FAR>(simd, stream, x);
                         for r in 0..R {
                             put(simd, &job.io, block, row + r, lane + from, end, &sums[r], overwrite);
                         }
