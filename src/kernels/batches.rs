@@ -435,14 +435,6 @@ unsafe fn decode_rows<T: Scalar, S: Simd<T>, W: Source>(
 ) {
     let first = job.first + block * job.map.rows;
     let source = job.source;
-    // `LANES` numbers of a row from column `col` of those that take part on, of which `left` are wanted.
-    let load = |row: usize, col: usize, left: usize| {
-        let col = job.column + col;
-        // SAFETY: rows and columns are inside the block; columns are multiples of LANES.
-        unsafe {
-            if left >= S::LANES { source.load(simd, row, col) } else { source.load_tail(simd, row, col) }
-        }
-    };
     // SAFETY: the caller's.
     unsafe {
         if job.op == Op::Transpose {
@@ -450,7 +442,8 @@ unsafe fn decode_rows<T: Scalar, S: Simd<T>, W: Source>(
                 for o in (0..outputs).step_by(S::LANES) {
                     prefetch(source.address(first + from + k + ROWS, job.column + start + o));
                     let left = job.map.cols - start - o;
-                    simd.store(decoded.add(k * PANEL + o), load(first + from + k, start + o, left));
+                    let numbers = load_row(simd, job, first + from + k, start + o, left);
+                    simd.store(decoded.add(k * PANEL + o), numbers);
                 }
             }
             return;
@@ -459,7 +452,8 @@ unsafe fn decode_rows<T: Scalar, S: Simd<T>, W: Source>(
             for k in (0..len).step_by(S::LANES) {
                 let mut square = [simd.zero(); 16];
                 for i in 0..S::LANES.min(outputs - o) {
-                    square[i] = load(first + start + o + i, from + k, job.map.cols - from - k);
+                    let (row, left) = (first + start + o + i, job.map.cols - from - k);
+                    square[i] = load_row(simd, job, row, from + k, left);
                 }
                 let square = transpose(simd, square);
                 for i in 0..S::LANES.min(len - k) {
@@ -468,6 +462,24 @@ unsafe fn decode_rows<T: Scalar, S: Simd<T>, W: Source>(
             }
         }
     }
+}
+
+/// `LANES` numbers of a row from column `col` of those that take part on, of which `left` are wanted. No closure: those are not always compiled with
+/// the instructions of what calls them.
+///
+/// # Safety
+/// Rows and columns are inside the source; columns are multiples of `LANES`.
+#[inline(always)]
+unsafe fn load_row<T: Scalar, S: Simd<T>, W: Source>(
+    simd: S,
+    job: &Job<'_, T, W>,
+    row: usize,
+    col: usize,
+    left: usize,
+) -> S::V {
+    let (source, col) = (job.source, job.column + col);
+    // SAFETY: the caller's.
+    unsafe { if left >= S::LANES { source.load(simd, row, col) } else { source.load_tail(simd, row, col) } }
 }
 
 /// Weights of the compute type, where they lie.

@@ -56,7 +56,7 @@ fn vectors<T: Scalar, S: Simd<T>, const N: usize>(simd: S, x: &[T], y: &mut [T],
     for i in (0..turns).step_by(S::LANES) {
         // SAFETY: `i + LANES <= turns`, and `turns` times N is at most the length of y, which x has too.
         unsafe {
-            let blocks: [S::V; N] = std::array::from_fn(|b| simd.load(x.as_ptr().add(b * rows + i)));
+            let blocks: [S::V; N] = super::simd::vectors(simd, |b| simd.load(x.as_ptr().add(b * rows + i)));
             let mixed = shuffle(simd, blocks, N.ilog2());
             for (v, mixed) in mixed.into_iter().enumerate() {
                 let out = y.as_mut_ptr().add(i * N + v * S::LANES);
