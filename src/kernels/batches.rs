@@ -239,16 +239,18 @@ impl<T: Scalar> Kernel<T> for Run<'_, '_, T> {
                                 prefetch(y.wrapping_add($v * S::LANES - 1).cast());
                             }
                             let sums: [[S::V; $v]; $r] = $sums;
-                            for r in 0..$r {
-                                match whole {
-                                    Some(features) => {
-                                        let y = io.y.0.wrapping_add((first + row + r) * io.y_stride);
-                                        for v in 0..$v {
-                                            let (y, sum) = (y.wrapping_add(features[v]), sums[r][v]);
-                                            simd.store(y, if overwrite { sum } else { simd.add(simd.load(y), sum) });
-                                        }
+                            if let Some(features) = whole {
+                                // A loop by itself, for which sums stay in registers.
+                                for r in 0..$r {
+                                    let y = io.y.0.wrapping_add((first + row + r) * io.y_stride);
+                                    for v in 0..$v {
+                                        let (y, sum) = (y.wrapping_add(features[v]), sums[r][v]);
+                                        simd.store(y, if overwrite { sum } else { simd.add(simd.load(y), sum) });
                                     }
-                                    None => put(simd, io, block, first + row + r, lane + from, end, &sums[r], overwrite),
+                                }
+                            } else {
+                                for r in 0..$r {
+                                    put(simd, io, block, first + row + r, lane + from, end, &sums[r], overwrite);
                                 }
                             }
                             row += $r;
@@ -324,11 +326,11 @@ unsafe fn full_tile<T: Scalar, S: Simd<T>, const R: usize, const STEP: usize>(
             step!(1);
             step!(2);
             step!(3);
-            (w, x) = (w.add(TOGETHER * PANEL), x.add(TOGETHER * STEP));
+            (w, x) = (w.wrapping_add(TOGETHER * PANEL), x.wrapping_add(TOGETHER * STEP));
         }
         for _ in 0..len % TOGETHER {
             step!(0);
-            (w, x) = (w.add(PANEL), x.add(STEP));
+            (w, x) = (w.wrapping_add(PANEL), x.wrapping_add(STEP));
         }
     }
     sums

@@ -1,5 +1,8 @@
 //! Sums of blocks scaled entry by entry: how a BLAST matrix couples its blocks.
 
+// Tiles are arrays of constant size: with indices the compiler keeps them in registers.
+#![allow(clippy::needless_range_loop)]
+
 use super::gemm::{LINE, Output};
 use super::level::Kernel;
 use super::packing::{Lanes, PANEL, Packing, between_panels};
@@ -11,8 +14,8 @@ use crate::exec::Policy;
 use crate::scalar::Scalar;
 use std::ops::Range;
 
-/// Bytes of numbers that stay in the second-level cache while all batch rows meet them.
-const KEPT: usize = 1 << 18;
+/// Bytes of numbers that stay in the first-level cache while all batch rows meet them.
+const KEPT: usize = 1 << 15;
 
 /// What to scale and add up: $y_q = \sum_p a_{qp} \circ x_p$, with $a_{qp}$ row `p strides.0 + q strides.1` of a source.
 #[derive(Debug)]
@@ -193,28 +196,38 @@ unsafe fn tile<
 ) {
     let (source, Columns { first, at, stride, scale }) = (job.source, columns);
     let (cols, left) = (job.columns.len(), job.columns.end - first);
+    let whole = left >= V * S::LANES;
     // Where the column lies in a block.
     let inside = first - job.columns.start;
     let mut sums = [[[simd.zero(); V]; B]; Q];
     // SAFETY: the caller's; packed sources have numbers beyond the last one.
     unsafe {
-        for p in 0..job.inputs {
-            let x = job.x.as_ptr().add(b * job.x.stride() + p * cols + inside);
+        let (mut x, mut row) = (job.x.as_ptr().add(b * job.x.stride() + inside), q * job.strides.1);
+        // Steps along the source instead of products, which take the place of multiply-adds.
+        let (mut at, along, across) = (at + row * stride, job.strides.0 * stride, job.strides.1 * stride);
+        for _ in 0..job.inputs {
             let mut xs = [[simd.zero(); V]; B];
-            for (i, xs) in xs.iter_mut().enumerate() {
-                *xs = vectors(simd, |v| {
-                    let (x, left) = (x.add(i * job.x.stride() + v * S::LANES), left - v * S::LANES);
-                    if left >= S::LANES { simd.load(x) } else { simd.load_part(x, left) }
-                });
+            if whole {
+                for i in 0..B {
+                    xs[i] = vectors(simd, |v| simd.load(x.add(i * job.x.stride() + v * S::LANES)));
+                }
+            } else {
+                for i in 0..B {
+                    xs[i] = vectors(simd, |v| {
+                        let (x, left) = (x.add(i * job.x.stride() + v * S::LANES), left - v * S::LANES);
+                        simd.load_part(x, left.min(S::LANES))
+                    });
+                }
             }
-            for (k, sums) in sums.iter_mut().enumerate() {
-                let row = p * job.strides.0 + (q + k) * job.strides.1;
+            let mut at_output = at;
+            for k in 0..Q {
+                let row = row + k * job.strides.1;
                 let a: [S::V; V] = if PACKED {
                     for line in (0..V * S::LANES * W::BYTES).step_by(LINE) {
-                        prefetch_near(source.stream_address(at + row * stride).wrapping_add(AHEAD + line));
+                        prefetch_near(source.stream_address(at_output).wrapping_add(AHEAD + line));
                     }
                     vectors(simd, |v| {
-                        let codes = source.codes(simd, at + row * stride + v * S::LANES);
+                        let codes = source.codes(simd, at_output + v * S::LANES);
                         if W::SCALED { simd.mul(codes, source.scale(simd, scale + row)) } else { codes }
                     })
                 } else if left >= S::LANES {
@@ -222,19 +235,22 @@ unsafe fn tile<
                 } else {
                     [source.load_tail(simd, row, first); V]
                 };
-                for (sums, xs) in sums.iter_mut().zip(&xs) {
+                at_output += across;
+                for i in 0..B {
                     for v in 0..V {
-                        sums[v] = simd.mul_add(a[v], xs[v], sums[v]);
+                        sums[k][i][v] = simd.mul_add(a[v], xs[i][v], sums[k][i][v]);
                     }
                 }
             }
+            (x, at, row) = (x.wrapping_add(cols), at + along, row + job.strides.0);
         }
-        for (k, sums) in sums.iter().enumerate() {
-            for (i, sums) in sums.iter().enumerate() {
-                for (v, sum) in sums.iter().enumerate() {
+        for k in 0..Q {
+            for i in 0..B {
+                for v in 0..V {
                     let y = job.y.0.add((b + i) * job.y_stride + (q + k) * cols + inside + v * S::LANES);
                     let left = left - v * S::LANES;
-                    if left >= S::LANES { simd.store(y, *sum) } else { simd.store_part(y, *sum, left) }
+                    let sum = sums[k][i][v];
+                    if left >= S::LANES { simd.store(y, sum) } else { simd.store_part(y, sum, left) }
                 }
             }
         }
