@@ -196,38 +196,28 @@ unsafe fn tile<
 ) {
     let (source, Columns { first, at, stride, scale }) = (job.source, columns);
     let (cols, left) = (job.columns.len(), job.columns.end - first);
-    let whole = left >= V * S::LANES;
     // Where the column lies in a block.
     let inside = first - job.columns.start;
     let mut sums = [[[simd.zero(); V]; B]; Q];
     // SAFETY: the caller's; packed sources have numbers beyond the last one.
     unsafe {
-        let (mut x, mut row) = (job.x.as_ptr().add(b * job.x.stride() + inside), q * job.strides.1);
-        // Steps along the source instead of products, which take the place of multiply-adds.
-        let (mut at, along, across) = (at + row * stride, job.strides.0 * stride, job.strides.1 * stride);
-        for _ in 0..job.inputs {
+        for p in 0..job.inputs {
+            let x = job.x.as_ptr().add(b * job.x.stride() + p * cols + inside);
             let mut xs = [[simd.zero(); V]; B];
-            if whole {
-                for i in 0..B {
-                    xs[i] = vectors(simd, |v| simd.load(x.add(i * job.x.stride() + v * S::LANES)));
-                }
-            } else {
-                for i in 0..B {
-                    xs[i] = vectors(simd, |v| {
-                        let (x, left) = (x.add(i * job.x.stride() + v * S::LANES), left - v * S::LANES);
-                        simd.load_part(x, left.min(S::LANES))
-                    });
-                }
+            for i in 0..B {
+                xs[i] = vectors(simd, |v| {
+                    let (x, left) = (x.add(i * job.x.stride() + v * S::LANES), left - v * S::LANES);
+                    if left >= S::LANES { simd.load(x) } else { simd.load_part(x, left) }
+                });
             }
-            let mut at_output = at;
             for k in 0..Q {
-                let row = row + k * job.strides.1;
+                let row = p * job.strides.0 + (q + k) * job.strides.1;
                 let a: [S::V; V] = if PACKED {
                     for line in (0..V * S::LANES * W::BYTES).step_by(LINE) {
-                        prefetch_near(source.stream_address(at_output).wrapping_add(AHEAD + line));
+                        prefetch_near(source.stream_address(at + row * stride).wrapping_add(AHEAD + line));
                     }
                     vectors(simd, |v| {
-                        let codes = source.codes(simd, at_output + v * S::LANES);
+                        let codes = source.codes(simd, at + row * stride + v * S::LANES);
                         if W::SCALED { simd.mul(codes, source.scale(simd, scale + row)) } else { codes }
                     })
                 } else if left >= S::LANES {
@@ -235,14 +225,12 @@ unsafe fn tile<
                 } else {
                     [source.load_tail(simd, row, first); V]
                 };
-                at_output += across;
                 for i in 0..B {
                     for v in 0..V {
                         sums[k][i][v] = simd.mul_add(a[v], xs[i][v], sums[k][i][v]);
                     }
                 }
             }
-            (x, at, row) = (x.wrapping_add(cols), at + along, row + job.strides.0);
         }
         for k in 0..Q {
             for i in 0..B {
