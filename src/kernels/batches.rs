@@ -16,12 +16,13 @@ use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
 use crate::storage::GROUP;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 /// Batch rows of a group: with two vectors of outputs, 16 sums that do not wait for each other.
 pub(crate) const ROWS: usize = 8;
 /// Batch rows packed at once.
 const BATCH: usize = 128;
-/// Steps packed at once: with a group of rows, a panel of them fills a first-level cache. Sums are the same in every part of a batch.
+/// Steps packed at once: with a group of rows, a panel of them fills a first-level cache. Whole groups have the same sums in every part of a batch.
 pub(super) const DEPTH: usize = 256;
 /// Steps between which weights are asked for.
 const TOGETHER: usize = 4;
@@ -219,7 +220,7 @@ impl<T: Scalar> Kernel<T> for Run<'_, '_, T> {
                 let part = Stream { at: w.at + from, ..w };
                 let feature = io.output(block, lane + from);
                 let wide = end - lane - from > S::LANES;
-                let whole = io.vectors::<2>(block, lane + from..end, S::LANES);
+                let pair = pair(io, block, lane + from..end, S::LANES);
                 let mut row = 0;
                 while row < batch {
                     let left = ROWS.min(batch - row / ROWS * ROWS) - row % ROWS;
@@ -239,7 +240,7 @@ impl<T: Scalar> Kernel<T> for Run<'_, '_, T> {
                                 prefetch(y.wrapping_add($v * S::LANES - 1).cast());
                             }
                             let sums: [[S::V; $v]; $r] = $sums;
-                            if let Some(features) = whole {
+                            if let Some(features) = pair {
                                 // A loop by itself, for which sums stay in registers.
                                 for r in 0..$r {
                                     let y = io.y.0.wrapping_add((first + row + r) * io.y_stride);
@@ -263,9 +264,16 @@ impl<T: Scalar> Kernel<T> for Run<'_, '_, T> {
                             let ahead = next.wrapping_add((from + 2 * S::LANES * row / batch) * w.len);
                             let bytes = (2 * S::LANES * size_of::<T>() * TOGETHER * $r).div_ceil(batch);
                             let (weights, ahead) = (w.source.0.add(part.at), (ahead.cast(), bytes));
+                            // Strides are constants, for which the loop is compiled.
                             match x {
-                                None => part!($r, 2, sums: full_tile::<T, S, $r, ROWS>(simd, weights, inputs, w.len, ahead)),
-                                Some(_) => part!($r, 2, sums: full_tile::<T, S, $r, 1>(simd, weights, inputs, w.len, ahead)),
+                                None => {
+                                    let x = Inputs { row: 1, step: ROWS, ..inputs };
+                                    part!($r, 2, sums: full_tile::<T, S, $r>(simd, weights, x, w.len, ahead))
+                                }
+                                Some(_) => {
+                                    let x = Inputs { step: 1, ..inputs };
+                                    part!($r, 2, sums: full_tile::<T, S, $r>(simd, weights, x, w.len, ahead))
+                                }
                             }
                         }};
                     }
@@ -288,14 +296,23 @@ impl<T: Scalar> Kernel<T> for Run<'_, '_, T> {
     }
 }
 
-/// `R` batch rows, whose steps are `STEP` numbers apart, times two vectors of a full panel: the loop that large batches spend their time in, with
+/// Where the outputs of two vectors of `len` lanes begin, if there are as many lanes and the outputs of each vector lie side by side.
+#[inline(always)]
+fn pair<T>(io: &Io<'_, T>, block: usize, lanes: Range<usize>, len: usize) -> Option<[usize; 2]> {
+    let firsts = [lanes.start, lanes.start + len];
+    let beside = |first| io.op == Op::Transpose || io.map.consecutive(first, len);
+    let both = lanes.len() >= 2 * len && firsts.into_iter().all(beside);
+    both.then(|| firsts.map(|first| io.output(block, first)))
+}
+
+/// `R` batch rows times two vectors of a full panel: the loop that large batches spend their time in, with
 /// nothing in it but its loads and multiply-adds. Every [`TOGETHER`] steps it asks for some bytes that are used later, from the first one of `ahead`
 /// on.
 ///
 /// # Safety
 /// The inputs have `R` rows and `len` steps, and so has the panel.
 #[inline(always)]
-unsafe fn full_tile<T: Scalar, S: Simd<T>, const R: usize, const STEP: usize>(
+unsafe fn full_tile<T: Scalar, S: Simd<T>, const R: usize>(
     simd: S,
     mut w: *const T,
     x: Inputs<T>,
@@ -303,14 +320,14 @@ unsafe fn full_tile<T: Scalar, S: Simd<T>, const R: usize, const STEP: usize>(
     (mut ahead, bytes): (*const u8, usize),
 ) -> [[S::V; 2]; R] {
     let mut sums = [[simd.zero(); 2]; R];
-    let (mut x, row) = (x.first, if STEP == ROWS { 1 } else { x.row });
+    let Inputs { first: mut x, row, step } = x;
     // SAFETY: the caller's.
     unsafe {
         macro_rules! step {
             ($k:expr) => {
                 let w: [S::V; 2] = vectors(simd, |v| simd.load(w.add($k * PANEL + v * S::LANES)));
                 for r in 0..R {
-                    let x = simd.splat(*x.add(r * row + $k * STEP));
+                    let x = simd.splat(*x.add(r * row + $k * step));
                     for v in 0..2 {
                         sums[r][v] = simd.mul_add(w[v], x, sums[r][v]);
                     }
@@ -326,11 +343,11 @@ unsafe fn full_tile<T: Scalar, S: Simd<T>, const R: usize, const STEP: usize>(
             step!(1);
             step!(2);
             step!(3);
-            (w, x) = (w.wrapping_add(TOGETHER * PANEL), x.wrapping_add(TOGETHER * STEP));
+            (w, x) = (w.wrapping_add(TOGETHER * PANEL), x.wrapping_add(TOGETHER * step));
         }
         for _ in 0..len % TOGETHER {
             step!(0);
-            (w, x) = (w.wrapping_add(PANEL), x.wrapping_add(STEP));
+            (w, x) = (w.wrapping_add(PANEL), x.wrapping_add(step));
         }
     }
     sums

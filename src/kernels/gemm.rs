@@ -117,20 +117,6 @@ impl<T> Io<'_, T> {
         let forward = self.op == Op::Forward;
         if forward { self.map.row_feature(block, lane) } else { block * self.map.cols + lane }
     }
-
-    /// Where the outputs of the first `V` vectors of some lanes begin, if there are as many and the outputs of each lie side by side.
-    #[inline(always)]
-    pub(super) fn vectors<const V: usize>(
-        &self,
-        block: usize,
-        lanes: Range<usize>,
-        len: usize,
-    ) -> Option<[usize; V]> {
-        let first = |v: usize| lanes.start + v * len;
-        let beside = |v| self.op == Op::Transpose || self.map.consecutive(first(v), len);
-        let all = first(V) <= lanes.end && (0..V).all(beside);
-        all.then(|| std::array::from_fn(|v| self.output(block, first(v))))
-    }
 }
 
 /// One task: some blocks, or a range of outputs of one block.
