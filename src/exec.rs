@@ -121,6 +121,11 @@ impl<T: Scalar> Exec<T> {
     }
 }
 
+/// Distance of the rows of a panel of scratch: an odd number of lines, so that what lies one below the other has places of its own in a cache.
+fn row_stride(cols: usize) -> usize {
+    (cols.div_ceil(SCRATCH_ALIGN) | 1).saturating_mul(SCRATCH_ALIGN)
+}
+
 /// Scratch handed down through a product, and the policy.
 #[derive(Debug)]
 pub struct Workspace<'a, T> {
@@ -137,12 +142,12 @@ impl<'a, T: Scalar> Workspace<'a, T> {
 
     /// Entries that [`matrix`](Self::matrix) takes for a `rows x cols` panel.
     pub fn matrix_len(rows: usize, cols: usize) -> usize {
-        rows.saturating_mul(cols.checked_next_multiple_of(SCRATCH_ALIGN).unwrap_or(usize::MAX))
+        rows.saturating_mul(row_stride(cols))
     }
 
     /// Entries that [`slice`](Self::slice) takes for `len`.
     pub fn slice_len(len: usize) -> usize {
-        Self::matrix_len(1, len)
+        len.checked_next_multiple_of(SCRATCH_ALIGN).unwrap_or(usize::MAX)
     }
 
     /// Takes an aligned `rows x cols` panel (contents unspecified), leaving the rest of the scratch.
@@ -150,7 +155,7 @@ impl<'a, T: Scalar> Workspace<'a, T> {
     /// Panics when the scratch is shorter than `scratch_len` promised.
     pub fn matrix(self, rows: usize, cols: usize) -> (RowsMut<'a, T>, Workspace<'a, T>) {
         let (data, rest) = self.scratch.split_at_mut(Self::matrix_len(rows, cols));
-        let stride = cols.next_multiple_of(SCRATCH_ALIGN);
+        let stride = row_stride(cols);
         (RowsMut::new(data, rows, cols, stride), Workspace { scratch: rest, policy: self.policy })
     }
 

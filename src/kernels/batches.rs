@@ -76,8 +76,7 @@ impl<T: Scalar, W: Source> Kernel<T> for Batches<'_, '_, T, W> {
                             T::dispatch(self.1, Pack { io, block, first, batch, from, len, packed });
                             None
                         } else {
-                            let feature = if forward { block * map.cols } else { map.row_feature(block, 0) };
-                            Some(job.x.as_ptr().add(first * job.x.stride() + feature + from))
+                            Some(job.x.as_ptr().add(first * job.x.stride() + job.input(block) + from))
                         }
                     };
                     let overwrite = from == 0 && job.update == Update::Overwrite;
@@ -147,7 +146,7 @@ impl<T: Scalar> Kernel<T> for Pack<'_, '_, T> {
         let Self { io, block, first, batch, from, len, packed } = self;
         let (map, forward) = (io.map, io.op == Op::Forward);
         let contiguous = forward || map.rows_contiguous();
-        let feature = |k: usize| if forward { block * map.cols + k } else { map.row_feature(block, k) };
+        let feature = |k: usize| if forward { map.col_feature(block, k) } else { map.row_feature(block, k) };
         // SAFETY: the caller's.
         unsafe {
             for group in (0..batch).step_by(ROWS) {
@@ -257,7 +256,7 @@ impl<T: Scalar> Kernel<T> for Run<'_, '_, T> {
                             row += $r;
                         }};
                         ($r:expr, $v:expr, $u:expr) => {
-                            part!($r, $v, sums: tile::<T, S, Numbers<T>, $r, $v, $u, false>(simd, part, inputs))
+                            part!($r, $v, sums: tile::<T, S, Numbers<T>, $r, $v, $u, 1, false>(simd, part, inputs))
                         };
                         ($r:expr) => {{
                             // These rows' share of the weights that come next: all of them at once would wait for memory.

@@ -369,7 +369,7 @@ impl Product<'_> {
                 for k in (0..depth).step_by(most) {
                     let len = most.min(depth - k);
                     for r in 0..batch {
-                        let x = io.x.as_ptr().add(r * io.x.stride() + block * depth + k);
+                        let x = io.x.as_ptr().add(r * io.x.stride() + io.input(block) + k);
                         all[r].fill::<false>(simd, x, std::ptr::null(), len, Self::offset::<PAIRED>());
                     }
                     for lane in self.outputs.clone().step_by(PANEL) {
@@ -419,7 +419,7 @@ impl Product<'_> {
         // SAFETY: blocks and lanes are in range by the loop bounds and the caller's promise; ones follow the last scale.
         unsafe {
             for block in self.blocks.clone() {
-                let x = io.x.as_ptr().add(block * depth);
+                let x = io.x.as_ptr().add(io.input(block));
                 for lane in self.outputs.clone().step_by(PANEL) {
                     let end = self.outputs.end.min(lane + PANEL);
                     let scales = self.packing.panel_scales(self.first_block + block, lane);

@@ -25,7 +25,8 @@ const _: () = assert!(SPLIT.is_multiple_of(GROUP));
 
 /// Where the features of a stack of `rows x cols` blocks lie.
 ///
-/// The column side is contiguous: column `j` of block `b` is feature `b * cols + j`. The row side may be interleaved in
+/// The columns of a block are contiguous: column `j` of block `b` is feature `b * cols + j`, or further off where their
+/// [stride](Self::with_col_stride) is larger. The row side may be interleaved in
 /// groups of `group` rows: row `i` of block `b` is feature `(i / group * blocks + b) * group + i % group`. With
 /// `group = rows` that is contiguous too; with `group = 1` it is the transposing permutation of a Monarch matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,18 +35,37 @@ pub struct PanelMap {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(super) group: usize,
+    /// Features from the first column of a block to that of the next.
+    pub(super) col_stride: usize,
 }
 
 impl PanelMap {
     /// Blocks one after the other on both sides.
     pub fn contiguous(blocks: usize, rows: usize, cols: usize) -> Self {
-        Self { blocks, rows, cols, group: rows.max(1) }
+        Self::interleaved(blocks, rows, cols, rows.max(1))
     }
 
     /// Rows interleaved in groups. Panics unless `group` divides `rows`.
     pub fn interleaved(blocks: usize, rows: usize, cols: usize, group: usize) -> Self {
         assert!(group > 0 && rows.is_multiple_of(group));
-        Self { blocks, rows, cols, group }
+        Self { blocks, rows, cols, group, col_stride: cols }
+    }
+
+    /// The same with the first column of each block `stride` features after that of the one before. Panics when blocks are wider.
+    pub(crate) fn with_col_stride(self, stride: usize) -> Self {
+        assert!(self.cols <= stride);
+        Self { col_stride: stride, ..self }
+    }
+
+    /// Feature of column `j` of block `b`.
+    #[inline(always)]
+    pub(super) fn col_feature(&self, b: usize, j: usize) -> usize {
+        b * self.col_stride + j
+    }
+
+    /// Features of the rows and of the columns, with those between blocks.
+    pub(crate) fn features(&self) -> (usize, usize) {
+        (self.blocks * self.rows, self.blocks * self.col_stride)
     }
 
     /// Feature of row `i` of block `b`.
@@ -115,7 +135,14 @@ impl<T> Io<'_, T> {
     #[inline(always)]
     pub(super) fn output(&self, block: usize, lane: usize) -> usize {
         let forward = self.op == Op::Forward;
-        if forward { self.map.row_feature(block, lane) } else { block * self.map.cols + lane }
+        if forward { self.map.row_feature(block, lane) } else { self.map.col_feature(block, lane) }
+    }
+
+    /// The feature that is the first input of a block.
+    #[inline(always)]
+    pub(super) fn input(&self, block: usize) -> usize {
+        let forward = self.op == Op::Forward;
+        if forward { self.map.col_feature(block, 0) } else { self.map.row_feature(block, 0) }
     }
 }
 
@@ -208,7 +235,7 @@ pub struct PanelProduct<'a, T> {
 /// at row `first` of `source`. Panics when the operands do not fit.
 pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_, T>) {
     let PanelProduct { mut first, column, packing, mut map, op, x, mut y, update, policy } = product;
-    let (row_features, col_features) = (map.blocks * map.rows, map.blocks * map.cols);
+    let (row_features, col_features) = map.features();
     let (outputs, inputs) = op.order(row_features, col_features);
     let whole = source.cols() == map.cols;
     assert!(between_panels(column..column + map.cols, source.cols()), "columns are cut between panels");
@@ -219,7 +246,7 @@ pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_
     if let Some(packing) = packing {
         if packing.is_shared() {
             let io = Io { map, op, x, y_stride: y.stride(), y: Output(to), update };
-            assert!(whole && first == 0 && packing.shares(map));
+            assert!(whole && first == 0 && map.col_stride == map.cols && packing.shares(map));
             return narrow::multiply(source, packing, io, policy.tasks(work), policy.level);
         }
         if packing.rows != map.rows {
@@ -231,7 +258,7 @@ pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_
             );
             assert!(between_panels(row..row + map.rows, packing.rows), "rows are cut between panels");
             (to, produced) = (to.wrapping_sub(row), row..row + map.rows);
-            (first, map) = (first - row, PanelMap::contiguous(1, packing.rows, map.cols));
+            (first, map) = (first - row, PanelMap { rows: packing.rows, group: packing.rows, ..map });
         }
         assert!(packing.cols == source.cols() && first.is_multiple_of(map.rows));
     }
@@ -614,7 +641,7 @@ mod tests {
         }
     }
 
-    /// Columns in two parts, each with inputs or outputs of its own, are the whole product.
+    /// Columns in two parts, each with inputs or outputs of its own, are the whole product; those of the second lie apart.
     #[test]
     fn parts_of_the_columns_add_up() {
         for (blocks, rows, cols, at) in [(1, 40, 70, 32), (3, 33, 200, 128), (2, 5, 33, 32), (1, 600, 40, 32)]
@@ -628,15 +655,21 @@ mod tests {
                     for (level, batch) in Level::available().flat_map(|l| [1, 3, 8, 21].map(|b| (l, b))) {
                         let policy = Policy { level, parallelism: crate::Parallelism::Threads(2) };
                         let mut got = vec![1.0; batch * op.order(blocks * rows, blocks * cols).0];
-                        for (from, width) in [(0, at), (at, cols - at)] {
-                            let map = PanelMap::contiguous(blocks, rows, width);
-                            let column = |j: usize| j / width * cols + from + j % width;
-                            let (outputs, inputs) = op.order(blocks * rows, blocks * width);
-                            let feature = |i: usize| if op == Op::Forward { column(i) } else { i };
-                            let x: Vec<f32> = (0..batch * inputs)
-                                .map(|i| number(i / inputs * 7 + feature(i % inputs)) as f32)
-                                .collect();
-                            let mut y = vec![0.0f32; batch * outputs];
+                        for (from, width, stride) in [(0, at, at), (at, cols - at, cols - at + 5)] {
+                            let map = PanelMap::contiguous(blocks, rows, width).with_col_stride(stride);
+                            let column = |j: usize| j / stride * cols + from + j % stride;
+                            let (row_features, col_features) = map.features();
+                            let (outputs, inputs) = op.order(row_features, col_features);
+                            let forward = op == Op::Forward;
+                            let unused = |col: usize| col % stride >= width;
+                            let x =
+                                (0..batch * inputs).map(|i| (i / inputs, i % inputs)).map(
+                                    |(row, i)| match i {
+                                        col if forward && unused(col) => f32::NAN,
+                                        i => number(row * 7 + if forward { column(i) } else { i }) as f32,
+                                    },
+                                );
+                            let (x, mut y) = (x.collect::<Vec<f32>>(), vec![0.0f32; batch * outputs]);
                             let (xs, ys) = (
                                 Rows::new(&x, batch, inputs, inputs),
                                 RowsMut::new(&mut y, batch, outputs, outputs),
@@ -644,7 +677,11 @@ mod tests {
                             factor.multiply_part(0, from, map, op, xs, ys, Update::Accumulate, policy);
                             for (i, y) in y.iter().enumerate() {
                                 let o = i % outputs;
-                                let o = if op == Op::Forward { o } else { column(o) };
+                                if !forward && unused(o) {
+                                    assert!(*y == 0.0, "written between blocks");
+                                    continue;
+                                }
+                                let o = if forward { o } else { column(o) };
                                 got[i / outputs * op.order(blocks * rows, blocks * cols).0 + o] += y;
                             }
                         }

@@ -22,6 +22,8 @@ const KEPT: usize = 1 << 15;
 pub struct Mix<'a, T> {
     /// Number of blocks of the inputs and of the outputs, each as wide as the columns.
     pub(crate) blocks: (usize, usize),
+    /// Numbers from the first of a block to that of the next.
+    pub(crate) apart: usize,
     /// Columns of the source that take part.
     pub(crate) columns: Range<usize>,
     pub(crate) strides: (usize, usize),
@@ -34,21 +36,23 @@ pub struct Mix<'a, T> {
 
 /// Computes it. Panics when the operands do not fit.
 pub(crate) fn mix<T: Scalar, W: Source>(source: W, mix: Mix<'_, T>) {
-    let Mix { blocks: (inputs, outputs), columns, strides, packing, x, mut y, policy } = mix;
+    let Mix { blocks: (inputs, outputs), apart, columns, strides, packing, x, mut y, policy } = mix;
     let cols = columns.len();
     assert!(between_panels(columns.clone(), source.cols()), "columns are cut between panels");
-    assert!(x.rows() == y.rows() && x.cols() == inputs * cols && y.cols() == outputs * cols);
+    assert!(cols <= apart && x.rows() == y.rows());
+    assert!(x.cols() == inputs * apart && y.cols() == outputs * apart);
     assert!(
         inputs == 0 || outputs == 0 || (inputs - 1) * strides.0 + (outputs - 1) * strides.1 < source.rows()
     );
     let in_lanes =
         |packing: Packing| packing.lanes == Lanes::Cols && packing.blocks == 1 && !packing.is_shared();
     assert!(packing.is_none_or(in_lanes), "the packing is for other products");
-    let work = x.rows().saturating_mul(inputs).saturating_mul(y.cols());
+    let work = x.rows().saturating_mul(inputs).saturating_mul(outputs).saturating_mul(cols);
     let y_stride = y.stride();
     let job = Job {
         source,
         inputs,
+        apart,
         columns,
         strides,
         packing,
@@ -65,6 +69,7 @@ pub(crate) fn mix<T: Scalar, W: Source>(source: W, mix: Mix<'_, T>) {
 struct Job<'a, T, W> {
     source: W,
     inputs: usize,
+    apart: usize,
     columns: Range<usize>,
     strides: (usize, usize),
     packing: Option<Packing>,
@@ -195,14 +200,14 @@ unsafe fn tile<
     b: usize,
 ) {
     let (source, Columns { first, at, stride, scale }) = (job.source, columns);
-    let (cols, left) = (job.columns.len(), job.columns.end - first);
+    let (apart, left) = (job.apart, job.columns.end - first);
     // Where the column lies in a block.
     let inside = first - job.columns.start;
     let mut sums = [[[simd.zero(); V]; B]; Q];
     // SAFETY: the caller's; packed sources have numbers beyond the last one.
     unsafe {
         for p in 0..job.inputs {
-            let x = job.x.as_ptr().add(b * job.x.stride() + p * cols + inside);
+            let x = job.x.as_ptr().add(b * job.x.stride() + p * apart + inside);
             let mut xs = [[simd.zero(); V]; B];
             for i in 0..B {
                 xs[i] = vectors(simd, |v| {
@@ -213,7 +218,8 @@ unsafe fn tile<
             for k in 0..Q {
                 let row = p * job.strides.0 + (q + k) * job.strides.1;
                 let a: [S::V; V] = if PACKED {
-                    for line in (0..V * S::LANES * W::BYTES).step_by(LINE) {
+                    // Batches find the numbers in a cache.
+                    for line in (0..if B < 4 { V * S::LANES * W::BYTES } else { 0 }).step_by(LINE) {
                         prefetch_near(source.stream_address(at + row * stride).wrapping_add(AHEAD + line));
                     }
                     vectors(simd, |v| {
@@ -235,7 +241,7 @@ unsafe fn tile<
         for k in 0..Q {
             for i in 0..B {
                 for v in 0..V {
-                    let y = job.y.0.add((b + i) * job.y_stride + (q + k) * cols + inside + v * S::LANES);
+                    let y = job.y.0.add((b + i) * job.y_stride + (q + k) * apart + inside + v * S::LANES);
                     let left = left - v * S::LANES;
                     let sum = sums[k][i][v];
                     if left >= S::LANES { simd.store(y, sum) } else { simd.store_part(y, sum, left) }
@@ -257,34 +263,42 @@ mod tests {
         (i.wrapping_mul(2_654_435_761) >> 9 & 15) as f64 - 7.0
     }
 
-    fn check<T: Scalar>(factor: &Factor, op: Op, batch: usize, columns: Range<usize>, policy: Policy) {
+    fn check<T: Scalar>(
+        factor: &Factor,
+        op: Op,
+        batch: usize,
+        (columns, gap): (Range<usize>, usize),
+        policy: Policy,
+    ) {
         let ((matrices, rows, _), cols) = (factor.shape(), columns.len());
         let (outputs, inputs) = op.order(matrices, rows);
-        let (x_stride, y_stride) = (inputs * cols + 3, outputs * cols + 1);
+        let apart = cols + gap;
+        let (x_stride, y_stride) = (inputs * apart + 3, outputs * apart + 1);
         let x: Vec<T> = (0..batch * x_stride).map(|i| T::narrow(number(i + 5))).collect();
         let mut y = vec![T::narrow(f64::NAN); batch * y_stride];
         let (xs, ys) = (
-            Rows::new(&x, batch, inputs * cols, x_stride),
-            RowsMut::new(&mut y, batch, outputs * cols, y_stride),
+            Rows::new(&x, batch, inputs * apart, x_stride),
+            RowsMut::new(&mut y, batch, outputs * apart, y_stride),
         );
-        factor.mix_columns(columns.clone(), op, xs, ys, policy);
+        factor.mix_columns(columns.clone(), apart, op, xs, ys, policy);
         for (b, q, j) in
             (0..batch).flat_map(|b| (0..outputs).flat_map(move |q| (0..cols).map(move |j| (b, q, j))))
         {
             let term = |p: usize| {
                 let (matrix, row) = op.order(q, p);
-                factor.get(matrix, row, columns.start + j) * x[b * x_stride + p * cols + j].widen()
+                factor.get(matrix, row, columns.start + j) * x[b * x_stride + p * apart + j].widen()
             };
             let (sum, size) = (0..inputs).map(term).fold((0.0, 0.0), |(s, a), t| (s + t, a + f64::abs(t)));
-            let got = y[b * y_stride + q * cols + j].widen();
+            let got = y[b * y_stride + q * apart + j].widen();
             assert!(
                 (got - sum).abs() <= 1e-6 * size,
                 "{:?} {op:?} {policy:?}: row {b}, {q}, {j}",
                 factor.shape()
             );
         }
-        // Nothing is written between the rows.
-        assert!((1..=batch).all(|b| y[b * y_stride - 1].widen().is_nan()));
+        // Nothing is written between the rows and the blocks.
+        let written = |i: usize| i % y_stride < outputs * apart && i % y_stride % apart < cols;
+        assert!(y.iter().enumerate().all(|(i, y)| written(i) != y.widen().is_nan()));
     }
 
     #[test]
@@ -309,7 +323,8 @@ mod tests {
                     for level in Level::available() {
                         for parallelism in [Parallelism::Seq, Parallelism::Threads(3)] {
                             let policy = Policy { parallelism, level };
-                            for columns in [0..cols, 0..cols.min(PANEL), cols.min(PANEL)..cols] {
+                            let parts = [(0..cols, 0), (0..cols.min(PANEL), 5), (cols.min(PANEL)..cols, 1)];
+                            for columns in parts {
                                 check::<f32>(&factor, op, batch, columns.clone(), policy);
                                 check::<f64>(&factor, op, batch, columns, policy);
                             }
@@ -325,6 +340,6 @@ mod tests {
     fn a_factor_laid_out_for_other_products_is_refused() {
         let factor =
             Factor::from_fn(Storage::F32, (2, 2, 20), |_, i, j| number(i + j)).packed(Op::Transpose, 2);
-        check::<f32>(&factor, Op::Forward, 1, 0..20, Policy::default());
+        check::<f32>(&factor, Op::Forward, 1, (0..20, 0), Policy::default());
     }
 }

@@ -198,7 +198,7 @@ unsafe fn lanes<T: Scalar, S: Simd<T>, W: Source, const R: usize>(
     task: &Task<'_, T, W>,
     level: Level,
 ) {
-    let PanelMap { blocks, rows, cols: depth, group } = task.map;
+    let PanelMap { blocks, rows, cols: depth, group, .. } = task.map;
     let mut numbers: [_; R] = std::array::from_fn(|_| Aligned::<T, TURNED>::new());
     let numbers: *mut T = numbers.as_mut_ptr().cast();
     // Blocks at once: all, unless a group of steps of them has no room; an even number, since two weights may share a byte.

@@ -115,7 +115,7 @@ impl Packing {
     pub(crate) fn shared_map(&self) -> Option<PanelMap> {
         let Shared { blocks, group, .. } = self.shared?;
         let (blocks, group) = (blocks.get() as usize, group.get() as usize);
-        Some(PanelMap { blocks, rows: self.n_lanes() / blocks, cols: self.depth(), group })
+        Some(PanelMap::interleaved(blocks, self.n_lanes() / blocks, self.depth(), group))
     }
 
     /// Whether these are the blocks that share the panels.
@@ -131,7 +131,7 @@ impl Packing {
     pub(crate) fn step_map(&self) -> Option<PanelMap> {
         let map = self.shared_map()?;
         let group = self.shared?.step_group.get() as usize;
-        Some(PanelMap { rows: map.cols, cols: map.rows, group, ..map })
+        Some(PanelMap::interleaved(map.blocks, map.cols, map.rows, group))
     }
 
     /// Block, lane and step of the number at `(row, col)` of the blocks one below the other.

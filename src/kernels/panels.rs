@@ -51,10 +51,11 @@ pub(super) struct Inputs<T> {
     pub(super) step: usize,
 }
 
-/// `R` batch rows times `V` vectors of lanes, summed over the steps, `U` of them at a time.
+/// `R` batch rows times `V` vectors of lanes, summed over the steps, `U` of them at a time. The vectors are those of `P` panels, one after the
+/// other: a cache is read faster in several streams than in one.
 ///
 /// # Safety
-/// The stream lies in its source, which has `SLACK` numbers beyond it; the inputs have `R` rows and `len` steps.
+/// The stream lies in its source, which has `SLACK` numbers beyond it; the inputs have `R` rows and `len` steps. Several panels are streamed whole.
 #[inline(always)]
 pub(super) unsafe fn tile<
     T: Scalar,
@@ -63,6 +64,7 @@ pub(super) unsafe fn tile<
     const R: usize,
     const V: usize,
     const U: usize,
+    const P: usize,
     const FAR: bool,
 >(
     simd: S,
@@ -83,13 +85,20 @@ pub(super) unsafe fn tile<
                 ($u:expr) => {{
                     let at = w.at + (k + $u) * w.width;
                     if FAR {
-                        for line in (0..V * S::LANES * W::BYTES).step_by(LINE) {
-                            let address = w.source.stream_address(at).wrapping_add(AHEAD + line);
-                            // Narrow numbers into the nearest cache: a loop that decodes waits for the second one.
-                            if W::BYTES < 4 { prefetch_near(address) } else { prefetch(address) }
+                        for v in 0..V {
+                            let (panel, lane) = place::<T, S>(v, V / P);
+                            if (lane * W::BYTES).is_multiple_of(LINE) {
+                                let address = w.source.stream_address(at + panel * w.width * w.len + lane);
+                                let address = address.wrapping_add(AHEAD);
+                                // Narrow numbers into the nearest cache: a loop that decodes waits for the second one.
+                                if W::BYTES < 4 { prefetch_near(address) } else { prefetch(address) }
+                            }
                         }
                     }
-                    let ws: [S::V; V] = vectors(simd, |v| w.source.codes(simd, at + v * S::LANES));
+                    let ws: [S::V; V] = vectors(simd, |v| {
+                        let (panel, lane) = place::<T, S>(v, V / P);
+                        w.source.codes(simd, at + panel * w.width * w.len + lane)
+                    });
                     for r in 0..R {
                         let x = simd.splat(*x.first.add(r * x.row + (k + $u) * x.step));
                         for v in 0..V {
@@ -115,7 +124,9 @@ pub(super) unsafe fn tile<
                         sum = simd.add(sum, sums[u][r][v]);
                     }
                     totals[r][v] = if W::SCALED {
-                        let scales = w.source.scales(simd, scale + v * S::LANES);
+                        let (panel, lane) = place::<T, S>(v, V / P);
+                        let of_panel = panel * w.scale_width * w.len.div_ceil(GROUP);
+                        let scales = w.source.scales(simd, scale + of_panel + lane);
                         simd.mul_add(sum, scales, totals[r][v])
                     } else {
                         sum
@@ -127,6 +138,12 @@ pub(super) unsafe fn tile<
         }
     }
     totals
+}
+
+/// The panel of vector `v`, and its first lane there, where each panel has `vectors`.
+#[inline(always)]
+fn place<T: Scalar, S: Simd<T>>(v: usize, vectors: usize) -> (usize, usize) {
+    (v / vectors, v % vectors * S::LANES)
 }
 
 /// Writes vectors of outputs from lane `lane` of a block on, or adds them.
@@ -158,7 +175,8 @@ pub(super) unsafe fn put<T: Scalar, S: Simd<T>, const V: usize>(
             }
             if !rows || map.consecutive(first, count) {
                 // `Io::output`, with a condition that is known here: by itself it costs small batches a thirtieth.
-                let feature = if rows { map.row_feature(block, first) } else { block * map.cols + first };
+                let feature =
+                    if rows { map.row_feature(block, first) } else { map.col_feature(block, first) };
                 let out = y.wrapping_add(feature);
                 if count == S::LANES {
                     simd.store(out, if overwrite { sums[v] } else { simd.add(simd.load(out), sums[v]) });
@@ -290,37 +308,59 @@ unsafe fn whole_panels<T: Scalar, S: Simd<T>, W: Source, const FAR: bool>(
     let mut stream = Stream { source: job.source, at, width: PANEL, len, scale, scale_width: PANEL };
     // SAFETY: the caller's; the lanes are among the job's outputs.
     unsafe {
-        let first_input = job.x.as_ptr().add(row * job.x.stride() + block * len);
+        let first_input = job.x.as_ptr().add(row * job.x.stride() + job.input(block));
         let x = Inputs { first: first_input, row: 0, step: 1 };
         let group = if job.op == Op::Forward { map.group } else { map.cols };
         let mut y = job.y.0.wrapping_add(row * job.y_stride + job.output(block, first));
         let mut left_in_group = group - first % group;
+        // `V` vectors of each of `P` panels.
         macro_rules! part {
-            ($v:expr, $u:expr) => {{
-                let [sums] = tile::<T, S, W, 1, $v, $u, FAR>(simd, stream, x);
-                for v in 0..$v {
-                    let out = y.add(v * S::LANES);
+            ($p:expr, $v:expr, $u:expr) => {{
+                let [sums] = tile::<T, S, W, 1, { $p * $v }, $u, $p, FAR>(simd, stream, x);
+                for v in 0..$p * $v {
+                    let out = y.add(v % $v * S::LANES);
                     simd.store(out, if overwrite { sums[v] } else { simd.add(simd.load(out), sums[v]) });
+                    if (v + 1) % $v == 0 {
+                        y = y.wrapping_add($v * S::LANES);
+                        left_in_group -= $v * S::LANES;
+                        if left_in_group == 0 {
+                            y = y.wrapping_add((map.blocks - 1) * group);
+                            left_in_group = group;
+                        }
+                    }
                 }
-                y = y.add($v * S::LANES);
                 stream.at += $v * S::LANES;
                 stream.scale += $v * S::LANES;
+                if $v * S::LANES == PANEL {
+                    stream.at += $p * PANEL * len - PANEL;
+                    stream.scale += $p * PANEL * len.div_ceil(GROUP) - PANEL;
+                }
             }};
         }
-        for _ in 0..lanes / PANEL {
-            if PANEL == 2 * S::LANES {
-                part!(2, 4);
-            } else {
-                for _ in 0..PANEL / S::LANES / 4 {
-                    part!(4, 2);
-                }
+        // From memory one stream is enough.
+        let pairs = if S::REGISTERS == 32 && !FAR { lanes / PANEL / 2 } else { 0 };
+        let one_by_one = lanes / PANEL - 2 * pairs;
+        if PANEL == 2 * S::LANES {
+            for _ in 0..pairs {
+                part!(2, 2, 4);
             }
-            stream.at += PANEL * (len - 1);
-            stream.scale += PANEL * (len.div_ceil(GROUP) - 1);
-            left_in_group -= PANEL;
-            if left_in_group == 0 {
-                y = y.wrapping_add((map.blocks - 1) * group);
-                left_in_group = group;
+            for _ in 0..one_by_one {
+                part!(1, 2, 4);
+            }
+        } else if PANEL == 4 * S::LANES {
+            for _ in 0..pairs {
+                part!(2, 4, 2);
+            }
+            for _ in 0..one_by_one {
+                part!(1, 4, 2);
+            }
+        } else {
+            for _ in 0..lanes / PANEL {
+                for _ in 0..PANEL / S::LANES / 4 {
+                    part!(1, 4, 2);
+                }
+                stream.at += PANEL * (len - 1);
+                stream.scale += PANEL * (len.div_ceil(GROUP) - 1);
             }
         }
     }
@@ -360,7 +400,7 @@ unsafe fn panel<
         let first = job.x.as_ptr().add(row * job.x.stride());
         for k in (0..depth).step_by(most) {
             let len = most.min(depth - k);
-            let at_rest = if apart { 0 } else { block * depth + k };
+            let at_rest = if apart { 0 } else { job.input(block) + k };
             let mut x = Inputs { first: first.add(at_rest), row: job.x.stride(), step: 1 };
             if apart {
                 for r in 0..R {
@@ -391,7 +431,7 @@ unsafe fn panel<
                 let left = end - lane - from;
                 macro_rules! part {
                     ($v:expr, $u:expr) => {{
-                        let sums = tile::<T, S, W, R, $v, $u, FAR>(simd, stream, x);
+                        let sums = tile::<T, S, W, R, $v, $u, 1, FAR>(simd, stream, x);
                         for r in 0..R {
                             put(simd, &job.io, block, row + r, lane + from, end, &sums[r], overwrite);
                         }
@@ -486,7 +526,7 @@ unsafe fn steps<T: Scalar, S: Simd<T>, W: Source>(simd: S, job: &Job<'_, T, W>, 
                     let count = GATHERED.min(n_lanes - first);
                     for i in 0..count.next_multiple_of(PANEL) {
                         let feature =
-                            |i| if forward { block * map.cols + i } else { map.row_feature(block, i) };
+                            |i| if forward { map.col_feature(block, i) } else { map.row_feature(block, i) };
                         *x.add(i) = if i < count { *input.add(feature(first + i)) } else { T::default() };
                     }
                     let overwrite = first == 0 && job.update == Update::Overwrite;

@@ -100,7 +100,7 @@ unsafe fn dot<
     // SAFETY: `b + B <= batch`, `row + R <= map.rows`; `x` rows hold `blocks * cols` numbers.
     unsafe {
         let x: [*const T; B] =
-            std::array::from_fn(|i| job.x.as_ptr().add((b + i) * job.x.stride() + block * cols));
+            std::array::from_fn(|i| job.x.as_ptr().add((b + i) * job.x.stride() + job.input(block)));
         let mut j = 0;
         while j + U * S::LANES <= cols {
             for u in 0..U {
@@ -196,7 +196,7 @@ unsafe fn add_rows<T: Scalar, S: Simd<T>, W: Source, const R: usize, const B: us
         if rows == 0 && fresh(0) {
             for i in b..b + B {
                 (start..end)
-                    .for_each(|j| *job.y.0.add(i * job.y_stride + block * job.map.cols + j) = T::default());
+                    .for_each(|j| *job.y.0.add(i * job.y_stride + job.output(block, j)) = T::default());
             }
         }
         while row + R <= rows {
@@ -230,7 +230,7 @@ unsafe fn axpy<T: Scalar, S: Simd<T>, W: Source, const R: usize, const B: usize>
             vectors(simd, |i| simd.splat(*job.x.as_ptr().add((b + i) * job.x.stride() + feature)))
         });
         let y: [*mut T; B] =
-            std::array::from_fn(|i| job.y.0.add((b + i) * job.y_stride + block * job.map.cols));
+            std::array::from_fn(|i| job.y.0.add((b + i) * job.y_stride + job.output(block, 0)));
         let mut j = columns.start;
         while j + S::LANES <= columns.end {
             let w: [S::V; R] = vectors(simd, |r| {

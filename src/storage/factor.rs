@@ -577,14 +577,15 @@ impl Factor {
     /// $y_q = \sum_p a_{qp} \circ x_p$ for blocks of `x` and `y` as wide as a row, with $a_{qp}$ row `p` of matrix `q` (forward) or row `q` of
     /// matrix `p` (transposed). Panics when `x` and `y` do not fit, or a packed factor is laid out for other products.
     pub fn mix<T: Scalar>(&self, op: Op, x: Rows<'_, T>, y: RowsMut<'_, T>, policy: Policy) {
-        self.mix_columns(0..self.cols, op, x, y, policy);
+        self.mix_columns(0..self.cols, self.cols, op, x, y, policy);
     }
 
-    /// The same with columns `columns` alone, which blocks of `x` and `y` are as wide as. They start at a multiple of [`PANEL`](crate::kernels::PANEL), and end
-    /// at one or at the last.
+    /// The same with columns `columns` alone, which blocks of `x` and `y` are as wide as; the next block starts `apart` numbers after the first one of a
+    /// block. Columns start at a multiple of [`PANEL`](crate::kernels::PANEL), and end at one or at the last.
     pub(crate) fn mix_columns<T: Scalar>(
         &self,
         columns: Range<usize>,
+        apart: usize,
         op: Op,
         x: Rows<'_, T>,
         y: RowsMut<'_, T>,
@@ -593,7 +594,7 @@ impl Factor {
         let (outputs, inputs) = op.order(self.blocks, self.rows);
         let strides = op.order((1, self.rows), (self.rows, 1)).0;
         let packing = self.packing;
-        T::mix(self, Mix { blocks: (inputs, outputs), columns, strides, packing, x, y, policy });
+        T::mix(self, Mix { blocks: (inputs, outputs), apart, columns, strides, packing, x, y, policy });
     }
 
     pub(crate) fn panels<T: Scalar>(&self, product: PanelProduct<'_, T>) {

@@ -7,7 +7,7 @@ mod systems;
 
 use super::shares::{Shares, parts};
 use crate::error::{Error, Result};
-use crate::exec::{Policy, Workspace};
+use crate::exec::{Policy, SCRATCH_ALIGN, Workspace};
 use crate::gradient::{Differentiate, gathered};
 use crate::kernels::{PANEL, PanelMap, ROWS_TOGETHER, Rows, RowsMut};
 use crate::linalg::{Threads, matmul_into, matmul_tn};
@@ -284,34 +284,44 @@ impl Blast {
 
     /// Scratch of one share of a batch.
     fn share_len(&self, batch: usize) -> usize {
-        let ((b1, b2), ranks) = (self.blocks(), self.ranks_at_once(batch));
+        let ((b1, b2), apart) = (self.blocks(), self.apart(self.ranks_at_once(batch)));
         let side = |blocks: usize| {
-            Workspace::<f32>::matrix_len(batch.min(ROWS_AT_ONCE), blocks.saturating_mul(ranks))
+            Workspace::<f32>::matrix_len(batch.min(ROWS_AT_ONCE), blocks.saturating_mul(apart))
         };
         side(b1).saturating_add(side(b2))
     }
 
+    /// Scratch from one block to the next where each has `ranks` numbers: vectors of them are aligned, but where blocks share panels.
+    fn apart(&self, ranks: usize) -> usize {
+        let side_by_side = self.u.is_shared() || self.v.is_shared();
+        if side_by_side {
+            ranks
+        } else {
+            ranks.saturating_add(SCRATCH_ALIGN - 1) / SCRATCH_ALIGN * SCRATCH_ALIGN
+        }
+    }
+
     fn multiply_ranks<T: Scalar>(&self, ranks: Range<usize>, operands: Operands<'_, T>) {
         let Operands { op, x, y, update, work } = operands;
-        let (batch, width, policy) = (x.rows(), ranks.len(), work.policy);
+        let (batch, apart, policy) = (x.rows(), self.apart(ranks.len()), work.policy);
         // From the features of one side, in `sources` blocks, to those of the other, in `targets` blocks.
         let (first, second) = op.order(&self.v, &self.u);
         let (b1, b2) = self.blocks();
         let (sources, targets) = op.order(b2, b1);
-        let (mut z, rest) = work.matrix(batch, sources * width);
-        let (mut a, _) = rest.matrix(batch, targets * width);
+        let (mut z, rest) = work.matrix(batch, sources * apart);
+        let (mut a, _) = rest.matrix(batch, targets * apart);
         let product = (Op::Transpose, Update::Overwrite);
-        multiply_side(first, sources, ranks.clone(), product, x, z.reborrow(), policy);
-        self.s.mix_columns(ranks.clone(), op, z.as_rows(), a.reborrow(), policy);
-        multiply_side(second, targets, ranks, (Op::Forward, update), a.as_rows(), y, policy);
+        multiply_side(first, sources, (ranks.clone(), apart), product, x, z.reborrow(), policy);
+        self.s.mix_columns(ranks.clone(), apart, op, z.as_rows(), a.reborrow(), policy);
+        multiply_side(second, targets, (ranks, apart), (Op::Forward, update), a.as_rows(), y, policy);
     }
 }
 
-/// Each block of features of one side's `factor` with some of its ranks, which are as many inputs or outputs for every block.
+/// Each block of features of one side's `factor` with some of its ranks, which are as many inputs or outputs for every block, `apart` from those of the next.
 fn multiply_side<T: Scalar>(
     factor: &Factor,
     blocks: usize,
-    ranks: Range<usize>,
+    (ranks, apart): (Range<usize>, usize),
     (op, update): (Op, Update),
     x: Rows<'_, T>,
     mut y: RowsMut<'_, T>,
@@ -319,13 +329,13 @@ fn multiply_side<T: Scalar>(
 ) {
     let (features, width) = (factor.rows(), ranks.len());
     if features.is_multiple_of(blocks) {
-        let map = PanelMap::contiguous(blocks, features / blocks, width);
+        let map = PanelMap::contiguous(blocks, features / blocks, width).with_col_stride(apart);
         return factor.multiply_part(0, ranks.start, map, op, x, y, update, policy);
     }
     for block in 0..blocks {
         let rows = block_range(block, blocks, features);
         let map = PanelMap::contiguous(1, rows.len(), width);
-        let (outputs, inputs) = op.order(rows.clone(), block * width..(block + 1) * width);
+        let (outputs, inputs) = op.order(rows.clone(), block * apart..block * apart + width);
         let (x, y) = (x.columns(inputs), y.reborrow().columns(outputs));
         factor.multiply_part(rows.start, ranks.start, map, op, x, y, update, policy);
     }
