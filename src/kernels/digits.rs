@@ -14,8 +14,8 @@ use super::batches::Aligned;
 use super::gemm::{Io, Job, LINE};
 use super::level::Level;
 use super::packing::{Lanes, PANEL, Packing};
-use super::panels::{AHEAD, put, streamed};
-use super::simd::{Simd, Vnni, prefetch_near};
+use super::panels::{AHEAD, CLOSE, put, streamed};
+use super::simd::{Simd, Vnni, prefetch, prefetch_near};
 use super::source::{Coded, Source};
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
@@ -246,11 +246,13 @@ impl Panel<'_> {
                 macro_rules! quad {
                     ($k:expr, $len:expr) => {{
                         let address = self.codes.as_ptr().add($k * bytes);
-                        prefetch_near(address.wrapping_add(AHEAD));
+                        prefetch(address.wrapping_add(AHEAD).cast());
+                        prefetch_near(address.wrapping_add(CLOSE));
                         let codes = if PAIRED {
                             simd.paired(address, $len, order)
                         } else {
-                            prefetch_near(address.wrapping_add(AHEAD + LINE));
+                            prefetch(address.wrapping_add(AHEAD + LINE).cast());
+                            prefetch_near(address.wrapping_add(CLOSE + LINE));
                             simd.codes(address, $len, order)
                         };
                         for r in 0..R {

@@ -15,6 +15,9 @@ use crate::storage::GROUP;
 /// How far ahead of its use a stream of weights from memory is fetched, in bytes.
 pub(super) const AHEAD: usize = 4096;
 
+/// The same for narrow numbers, into the nearest cache.
+pub(super) const CLOSE: usize = 1024;
+
 /// Weights from which on they are taken to come from memory: fetching ahead gains a quarter there, and costs a sixth in the caches. Numbers that
 /// are decoded lose less by it: half as many suffice.
 const STREAMED: usize = 3 << 19;
@@ -91,7 +94,10 @@ pub(super) unsafe fn tile<
                                 let address = w.source.stream_address(at + panel * w.width * w.len + lane);
                                 let address = address.wrapping_add(AHEAD);
                                 // Narrow numbers into the nearest cache: a loop that decodes waits for the second one.
-                                if W::BYTES < 4 { prefetch_near(address) } else { prefetch(address) }
+                                prefetch(address);
+                                if W::BYTES < 4 {
+                                    prefetch_near(address.wrapping_sub(AHEAD - CLOSE));
+                                }
                             }
                         }
                     }
