@@ -455,6 +455,8 @@ mod tests {
             PanelMap::contiguous(2, 5, 0),
             PanelMap::interleaved(5, 18, 20, 1),
             PanelMap::interleaved(3, 36, 90, 6),
+            PanelMap::interleaved(2, 160, 33, 32),
+            PanelMap::interleaved(3, 128, 21, 64),
             PanelMap::contiguous(9, 2, 3),
             PanelMap::contiguous(8, 8, 8),
             PanelMap::contiguous(70, 7, 5),
@@ -596,6 +598,7 @@ mod tests {
             PanelMap::contiguous(1, 1100, 100),
             PanelMap::contiguous(3, 40, 16),
             PanelMap::interleaved(5, 18, 20, 1),
+            PanelMap::interleaved(2, 160, 70, 32),
         ];
         for level in Level::available() {
             let policy = Policy { level, ..Policy::default() };
