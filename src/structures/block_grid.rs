@@ -261,7 +261,7 @@ impl<T: Scalar, R: RowOrder> Multiply<T> for BlockGrid<R> {
             let (mut blocks, _) = work.matrix(y.rows(), j * s);
             let (map, to) = (PanelMap::contiguous(j, s, cols), blocks.reborrow());
             second.multiply_blocks(map, op, inner.as_rows(), to, Update::Overwrite, policy);
-            return interleave(j, blocks.as_rows(), y, update, policy.level);
+            return interleave(j, blocks.as_rows(), y, update, policy);
         }
         multiply_padded(second, second_map, op, inner.as_rows(), y, update, work);
     }
