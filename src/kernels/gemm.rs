@@ -665,14 +665,12 @@ mod tests {
                             let (outputs, inputs) = op.order(row_features, col_features);
                             let forward = op == Op::Forward;
                             let unused = |col: usize| col % stride >= width;
-                            let x =
-                                (0..batch * inputs).map(|i| (i / inputs, i % inputs)).map(
-                                    |(row, i)| match i {
-                                        col if forward && unused(col) => f32::NAN,
-                                        i => number(row * 7 + if forward { column(i) } else { i }) as f32,
-                                    },
-                                );
-                            let (x, mut y) = (x.collect::<Vec<f32>>(), vec![0.0f32; batch * outputs]);
+                            let input = |i: usize| match (i / inputs, i % inputs) {
+                                (_, i) if forward && unused(i) => f32::NAN,
+                                (row, i) => number(row * 7 + if forward { column(i) } else { i }) as f32,
+                            };
+                            let x: Vec<f32> = (0..batch * inputs).map(input).collect();
+                            let mut y = vec![0.0f32; batch * outputs];
                             let (xs, ys) = (
                                 Rows::new(&x, batch, inputs, inputs),
                                 RowsMut::new(&mut y, batch, outputs, outputs),

@@ -218,9 +218,12 @@ unsafe fn tile<
             for k in 0..Q {
                 let row = p * job.strides.0 + (q + k) * job.strides.1;
                 let a: [S::V; V] = if PACKED {
-                    // Batches find the numbers in a cache.
-                    for line in (0..if B < 4 { V * S::LANES * W::BYTES } else { 0 }).step_by(LINE) {
-                        prefetch_near(source.stream_address(at + row * stride).wrapping_add(AHEAD + line));
+                    // Larger batches find the numbers in a cache.
+                    if B < 4 {
+                        for line in (0..V * S::LANES * W::BYTES).step_by(LINE) {
+                            let ahead = source.stream_address(at + row * stride).wrapping_add(AHEAD + line);
+                            prefetch_near(ahead);
+                        }
                     }
                     vectors(simd, |v| {
                         let codes = source.codes(simd, at + row * stride + v * S::LANES);

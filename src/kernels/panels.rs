@@ -15,7 +15,7 @@ use crate::storage::GROUP;
 /// How far ahead of its use a stream of weights from memory is fetched, in bytes.
 pub(super) const AHEAD: usize = 4096;
 
-/// The same for narrow numbers, into the nearest cache.
+/// How far ahead narrow numbers are fetched from there into the nearest cache, which waits for few lines at a time.
 pub(super) const CLOSE: usize = 1024;
 
 /// Weights from which on they are taken to come from memory: fetching ahead gains a quarter there, and costs a sixth in the caches. Numbers that
@@ -93,8 +93,8 @@ pub(super) unsafe fn tile<
                             if (lane * W::BYTES).is_multiple_of(LINE) {
                                 let address = w.source.stream_address(at + panel * w.width * w.len + lane);
                                 let address = address.wrapping_add(AHEAD);
-                                // Narrow numbers into the nearest cache: a loop that decodes waits for the second one.
                                 prefetch(address);
+                                // A loop that decodes waits for the second-level cache.
                                 if W::BYTES < 4 {
                                     prefetch_near(address.wrapping_sub(AHEAD - CLOSE));
                                 }

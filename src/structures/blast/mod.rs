@@ -293,12 +293,8 @@ impl Blast {
 
     /// Scratch from one block to the next where each has `ranks` numbers: vectors of them are aligned, but where blocks share panels.
     fn apart(&self, ranks: usize) -> usize {
-        let side_by_side = self.u.is_shared() || self.v.is_shared();
-        if side_by_side {
-            ranks
-        } else {
-            ranks.saturating_add(SCRATCH_ALIGN - 1) / SCRATCH_ALIGN * SCRATCH_ALIGN
-        }
+        let shared = self.u.is_shared() || self.v.is_shared();
+        if shared { ranks } else { ranks.next_multiple_of(SCRATCH_ALIGN) }
     }
 
     fn multiply_ranks<T: Scalar>(&self, ranks: Range<usize>, operands: Operands<'_, T>) {
@@ -317,7 +313,8 @@ impl Blast {
     }
 }
 
-/// Each block of features of one side's `factor` with some of its ranks, which are as many inputs or outputs for every block, `apart` from those of the next.
+/// Each block of features of one side's `factor` with some of its ranks, which are as many inputs or outputs for every block and start `apart` from
+/// those of the next.
 fn multiply_side<T: Scalar>(
     factor: &Factor,
     blocks: usize,
