@@ -327,7 +327,14 @@ fn efficiency_reports_every_storage_and_draws() {
     for (structure, storage) in [("low_rank", "f32"), ("low_rank", "int8"), ("sparse_low_rank", "int8")] {
         assert_eq!(count(structure, storage), 2, "{structure} {storage}: one per batch");
     }
-    assert_eq!(rows.iter().filter(|r| r["regime"] == "call_overhead").count(), 2);
+    for (structure, baseline) in
+        ["low_rank", "monarch"].into_iter().flat_map(|s| ["its kernels", "minimal form"].map(|b| (s, b)))
+    {
+        let row = |r: &&serde_json::Value| {
+            r["regime"] == "call_overhead" && r["structure"] == structure && r["baseline"] == baseline
+        };
+        assert_eq!(rows.iter().filter(row).count(), 1, "{structure} beside {baseline}");
+    }
     for row in &rows {
         for name in ["ratio", "params", "bytes", "flops", "batch", "threads", "baseline_seconds", "speedup"] {
             assert!(row[name].is_number(), "{name} in {row}");

@@ -26,7 +26,7 @@ pub struct Cell {
     pub flops: u64,
     pub batch: usize,
     pub threads: usize,
-    /// `warm`: the weights stay in cache; `cold`: they come from memory; `call_overhead`: a small product beside its minimal form.
+    /// `warm`: the weights stay in cache; `cold`: they come from memory; `call_overhead`: a small product beside its kernels or its minimal form.
     pub regime: &'static str,
     /// Median time of a product.
     pub seconds: f64,
