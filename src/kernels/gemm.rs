@@ -25,8 +25,8 @@ const _: () = assert!(SPLIT.is_multiple_of(GROUP));
 
 /// Where the features of a stack of `rows x cols` blocks lie.
 ///
-/// The columns of a block are contiguous: column `j` of block `b` is feature `b * cols + j`, or further off where their
-/// [stride](Self::with_col_stride) is larger. The row side may be interleaved in
+/// The columns of a block are contiguous: column `j` of block `b` is feature `b * cols + j`, or `b * col_stride + j` where
+/// blocks lie apart. The row side may be interleaved in
 /// groups of `group` rows: row `i` of block `b` is feature `(i / group * blocks + b) * group + i % group`. With
 /// `group = rows` that is contiguous too; with `group = 1` it is the transposing permutation of a Monarch matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
