@@ -76,7 +76,7 @@ impl<T: Scalar, W: Source> Kernel<T> for Batches<'_, '_, T, W> {
                             T::dispatch(self.1, Pack { io, block, first, batch, from, len, packed });
                             None
                         } else {
-                            Some(job.x.as_ptr().add(first * job.x.stride() + job.input(block) + from))
+                            Some(job.x.as_ptr().add(first * job.x.stride() + job.input(block, from)))
                         }
                     };
                     let overwrite = from == 0 && job.update == Update::Overwrite;
@@ -146,7 +146,6 @@ impl<T: Scalar> Kernel<T> for Pack<'_, '_, T> {
         let Self { io, block, first, batch, from, len, packed } = self;
         let (map, forward) = (io.map, io.op == Op::Forward);
         let contiguous = forward || map.rows_contiguous();
-        let feature = |k: usize| if forward { map.col_feature(block, k) } else { map.row_feature(block, k) };
         // SAFETY: the caller's.
         unsafe {
             for group in (0..batch).step_by(ROWS) {
@@ -157,7 +156,7 @@ impl<T: Scalar> Kernel<T> for Pack<'_, '_, T> {
                 while k < len {
                     // Steps whose inputs lie side by side.
                     let run = if contiguous { len } else { map.group - (from + k) % map.group }.min(len - k);
-                    let (x, to) = (x.add(feature(from + k)), to.add(k * ROWS));
+                    let (x, to) = (x.add(io.input(block, from + k)), to.add(k * ROWS));
                     k += run;
                     if rows < ROWS || run < ROWS / 2 {
                         for (i, r) in (0..run).flat_map(|i| (0..rows).map(move |r| (i, r))) {

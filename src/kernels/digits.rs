@@ -14,8 +14,8 @@ use super::batches::Aligned;
 use super::gemm::{Io, Job, LINE};
 use super::level::Level;
 use super::packing::{Lanes, PANEL, Packing};
-use super::panels::{AHEAD, CLOSE, put, streamed};
-use super::simd::{Simd, Vnni, prefetch, prefetch_near};
+use super::panels::{prefetch_narrow, put, streamed};
+use super::simd::{Simd, Vnni, prefetch_near};
 use super::source::{Coded, Source};
 use crate::matrix::{Op, Update};
 use crate::scalar::Scalar;
@@ -246,13 +246,11 @@ impl Panel<'_> {
                 macro_rules! quad {
                     ($k:expr, $len:expr) => {{
                         let address = self.codes.as_ptr().add($k * bytes);
-                        prefetch(address.wrapping_add(AHEAD).cast());
-                        prefetch_near(address.wrapping_add(CLOSE));
+                        prefetch_narrow(address);
                         let codes = if PAIRED {
                             simd.paired(address, $len, order)
                         } else {
-                            prefetch(address.wrapping_add(AHEAD + LINE).cast());
-                            prefetch_near(address.wrapping_add(CLOSE + LINE));
+                            prefetch_narrow(address.wrapping_add(LINE));
                             simd.codes(address, $len, order)
                         };
                         for r in 0..R {
@@ -371,7 +369,7 @@ impl Product<'_> {
                 for k in (0..depth).step_by(most) {
                     let len = most.min(depth - k);
                     for r in 0..batch {
-                        let x = io.x.as_ptr().add(r * io.x.stride() + io.input(block) + k);
+                        let x = io.x.as_ptr().add(r * io.x.stride() + io.input(block, k));
                         all[r].fill::<false>(simd, x, std::ptr::null(), len, Self::offset::<PAIRED>());
                     }
                     for lane in self.outputs.clone().step_by(PANEL) {
@@ -421,7 +419,7 @@ impl Product<'_> {
         // SAFETY: blocks and lanes are in range by the loop bounds and the caller's promise; ones follow the last scale.
         unsafe {
             for block in self.blocks.clone() {
-                let x = io.x.as_ptr().add(io.input(block));
+                let x = io.x.as_ptr().add(io.input(block, 0));
                 for lane in self.outputs.clone().step_by(PANEL) {
                     let end = self.outputs.end.min(lane + PANEL);
                     let scales = self.packing.panel_scales(self.first_block + block, lane);

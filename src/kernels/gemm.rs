@@ -3,6 +3,7 @@
 use super::batches::{self, Batches};
 use super::level::{Kernel, Level};
 use super::packing::{Lanes, Packing, between_panels};
+use super::panel_map::PanelMap;
 use super::simd::Simd;
 use super::source::Source;
 use super::view::{Rows, RowsMut};
@@ -22,80 +23,6 @@ pub(super) const LINE: usize = 64;
 /// Outputs per thread are a multiple of this (and of [`GROUP`]), so that no thread shares a cache line or a group.
 const SPLIT: usize = 32;
 const _: () = assert!(SPLIT.is_multiple_of(GROUP));
-
-/// Where the features of a stack of `rows x cols` blocks lie.
-///
-/// The columns of a block are contiguous: column `j` of block `b` is feature `b * cols + j`, or `b * col_stride + j` where
-/// blocks lie apart. The row side may be interleaved in
-/// groups of `group` rows: row `i` of block `b` is feature `(i / group * blocks + b) * group + i % group`. With
-/// `group = rows` that is contiguous too; with `group = 1` it is the transposing permutation of a Monarch matrix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PanelMap {
-    pub(crate) blocks: usize,
-    pub(crate) rows: usize,
-    pub(crate) cols: usize,
-    pub(super) group: usize,
-    /// Features from the first column of a block to that of the next.
-    pub(super) col_stride: usize,
-}
-
-impl PanelMap {
-    /// Blocks one after the other on both sides.
-    pub fn contiguous(blocks: usize, rows: usize, cols: usize) -> Self {
-        Self::interleaved(blocks, rows, cols, rows.max(1))
-    }
-
-    /// Rows interleaved in groups. Panics unless `group` divides `rows`.
-    pub fn interleaved(blocks: usize, rows: usize, cols: usize, group: usize) -> Self {
-        assert!(group > 0 && rows.is_multiple_of(group));
-        Self { blocks, rows, cols, group, col_stride: cols }
-    }
-
-    /// The same with the first column of each block `stride` features after that of the one before. Panics when blocks are wider.
-    pub(crate) fn with_col_stride(self, stride: usize) -> Self {
-        assert!(self.cols <= stride);
-        Self { col_stride: stride, ..self }
-    }
-
-    /// Feature of column `j` of block `b`.
-    #[inline(always)]
-    pub(super) fn col_feature(&self, b: usize, j: usize) -> usize {
-        b * self.col_stride + j
-    }
-
-    /// Features of the rows and of the columns, with those between blocks.
-    pub(crate) fn features(&self) -> (usize, usize) {
-        (self.blocks * self.rows, self.blocks * self.col_stride)
-    }
-
-    /// Feature of row `i` of block `b`.
-    #[inline(always)]
-    pub(super) fn row_feature(&self, b: usize, i: usize) -> usize {
-        // Divisions cost more than the product with a short row.
-        match self.group {
-            1 => i * self.blocks + b,
-            group if group == self.rows => b * group + i,
-            group => (i / group * self.blocks + b) * group + i % group,
-        }
-    }
-
-    /// The features of all rows, block by block.
-    pub(crate) fn row_features(self) -> impl Iterator<Item = usize> {
-        (0..self.blocks).flat_map(move |b| (0..self.rows).map(move |i| self.row_feature(b, i)))
-    }
-
-    /// Whether rows `i .. i + len` of a block are consecutive features.
-    #[inline(always)]
-    pub(super) fn consecutive(&self, i: usize, len: usize) -> bool {
-        self.rows_contiguous() || i % self.group + len <= self.group
-    }
-
-    /// Whether the rows of a block are consecutive features.
-    #[inline(always)]
-    pub(crate) fn rows_contiguous(&self) -> bool {
-        self.group == self.rows
-    }
-}
 
 /// A pointer that tasks share; each writes entries of its own. Where only some rows of a packed block are asked for it lies before the first output, as
 /// if there were all: what is between is never touched.
@@ -138,11 +65,11 @@ impl<T> Io<'_, T> {
         if forward { self.map.row_feature(block, lane) } else { self.map.col_feature(block, lane) }
     }
 
-    /// The feature that is the first input of a block.
+    /// The feature that is input `step` of a block.
     #[inline(always)]
-    pub(super) fn input(&self, block: usize) -> usize {
+    pub(super) fn input(&self, block: usize, step: usize) -> usize {
         let forward = self.op == Op::Forward;
-        if forward { self.map.col_feature(block, 0) } else { self.map.row_feature(block, 0) }
+        if forward { self.map.col_feature(block, step) } else { self.map.row_feature(block, step) }
     }
 }
 
@@ -246,7 +173,7 @@ pub(crate) fn multiply<T: Scalar, W: Source>(source: W, product: PanelProduct<'_
     if let Some(packing) = packing {
         if packing.is_shared() {
             let io = Io { map, op, x, y_stride: y.stride(), y: Output(to), update };
-            assert!(whole && first == 0 && map.col_stride == map.cols && packing.shares(map));
+            assert!(whole && first == 0 && packing.shares(map));
             return narrow::multiply(source, packing, io, policy.tasks(work), policy.level);
         }
         if packing.rows != map.rows {

@@ -3,12 +3,8 @@
 use super::level::{Kernel, Level};
 use super::simd::{Simd, shuffle};
 use super::view::{Rows, RowsMut};
-use crate::exec::Policy;
 use crate::matrix::Update;
 use crate::scalar::Scalar;
-
-/// Multiply-adds that take as long as a number that is dealt out.
-const DEALT: usize = 2;
 
 /// `y[i * blocks + b] (+)= x[b * rows + i]` in each row, for as many features as `y` has. Panics when `x` has fewer, or no whole blocks.
 pub(crate) fn interleave<T: Scalar>(
@@ -16,25 +12,10 @@ pub(crate) fn interleave<T: Scalar>(
     x: Rows<'_, T>,
     y: RowsMut<'_, T>,
     update: Update,
-    policy: Policy,
+    level: Level,
 ) {
     assert!(x.rows() == y.rows() && y.cols() <= x.cols() && x.cols().is_multiple_of(blocks));
-    let work = y.rows().saturating_mul(y.cols()).saturating_mul(DEALT);
-    split(Interleave { blocks, x, y, update }, policy.tasks(work), policy.level);
-}
-
-/// Threads share the batch rows.
-fn split<T: Scalar>(job: Interleave<'_, T>, tasks: usize, level: Level) {
-    let rows = job.x.rows();
-    if tasks < 2 || rows < 2 {
-        return T::dispatch(level, job);
-    }
-    let (half, Interleave { blocks, x, y, update }) = (tasks / 2, job);
-    let at = rows / 2;
-    let (top, bottom) = y.split_batch(at);
-    let part = |rows, y| Interleave { blocks, x: x.batch(rows), y, update };
-    let (first, second) = (part(0..at, top), part(at..rows, bottom));
-    super::team::join(|| split(first, tasks - half, level), move || split(second, half, level));
+    T::dispatch(level, Interleave { blocks, x, y, update });
 }
 
 struct Interleave<'a, T> {
@@ -90,22 +71,18 @@ fn vectors<T: Scalar, S: Simd<T>, const N: usize>(simd: S, x: &[T], y: &mut [T],
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exec::Parallelism;
 
     #[test]
     fn features_go_where_they_belong_at_every_level() {
-        fn check<T: Scalar>(batch: usize, level: Level, blocks: usize, rows: usize, cut: usize) {
-            let policy = Policy { parallelism: Parallelism::Threads(3), level };
+        fn check<T: Scalar>(level: Level, blocks: usize, rows: usize, cut: usize) {
             let features = blocks * rows;
-            let x: Vec<T> = (0..batch * features).map(|i| T::narrow(i as f64)).collect();
+            let x: Vec<T> = (0..2 * features).map(|i| T::narrow(i as f64)).collect();
             for update in [Update::Overwrite, Update::Accumulate] {
                 let before = if update == Update::Overwrite { f64::NAN } else { 1.0 };
-                let mut y = vec![T::narrow(before); batch * features];
-                let (xs, ys) = (
-                    Rows::new(&x, batch, features, features),
-                    RowsMut::new(&mut y, batch, features - cut, features),
-                );
-                interleave(blocks, xs, ys, update, policy);
+                let mut y = vec![T::narrow(before); 2 * features];
+                let (xs, ys) =
+                    (Rows::new(&x, 2, features, features), RowsMut::new(&mut y, 2, features - cut, features));
+                interleave(blocks, xs, ys, update, level);
                 for (k, y) in y.iter().enumerate() {
                     let (row, feature) = (k / features, k % features);
                     let from = x[row * features + feature % blocks * rows + feature / blocks].widen();
@@ -121,12 +98,10 @@ mod tests {
         for level in Level::available() {
             for (blocks, rows) in [(1, 5), (2, 33), (3, 17), (4, 96), (8, 40), (16, 16), (16, 19)] {
                 for cut in [0, 1, blocks] {
-                    check::<f32>(2, level, blocks, rows, cut);
-                    check::<f64>(2, level, blocks, rows, cut);
+                    check::<f32>(level, blocks, rows, cut);
+                    check::<f64>(level, blocks, rows, cut);
                 }
             }
-            // Enough for three threads.
-            check::<f32>(65, level, 4, 257, 3);
         }
     }
 }

@@ -26,6 +26,7 @@ mod narrow;
 mod packing;
 #[cfg(target_os = "linux")]
 mod pages;
+mod panel_map;
 mod panels;
 
 pub mod roofline;
@@ -47,7 +48,7 @@ pub(crate) use fft::{Cosine, RealFft, fft2};
 pub use fft::{SparseSpectrum, Spectrum, SpectrumCache};
 pub(crate) use file_map::map_file;
 #[doc(hidden)]
-pub use gemm::{PanelMap, PanelProduct, RowScaling};
+pub use gemm::{PanelProduct, RowScaling};
 pub(crate) use gemm::{multiply, scale};
 pub(crate) use interleave::interleave;
 pub(crate) use level::run;
@@ -55,6 +56,7 @@ pub(crate) use level::run;
 pub use mix::Mix;
 pub(crate) use mix::mix;
 pub(crate) use packing::{Lanes, PANEL, Packing, SLACK};
+pub use panel_map::PanelMap;
 pub(crate) use sparse::{
     Before, CACHED, gathers, multiply_sparse, multiply_windows, sparse_cost, sparse_scratch_len, takes_slices,
 };

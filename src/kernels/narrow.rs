@@ -7,9 +7,10 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::batches::Aligned;
-use super::gemm::{Io, Output, PanelMap};
+use super::gemm::{Io, Output};
 use super::level::{Kernel, Level};
 use super::packing::{FEWEST, Lanes, PANEL, Packing};
+use super::panel_map::PanelMap;
 use super::simd::{Simd, shuffle, transpose, vectors};
 use super::source::Source;
 use crate::matrix::{Op, Update};

@@ -10,7 +10,7 @@
 //! they are columns, the lanes of a panel are one group, and each step has one scale, by which its input is multiplied. Vectors of lanes then find
 //! ones after the last scale.
 
-use super::gemm::PanelMap;
+use super::panel_map::PanelMap;
 use crate::storage::GROUP;
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -115,7 +115,8 @@ impl Packing {
     pub(crate) fn shared_map(&self) -> Option<PanelMap> {
         let Shared { blocks, group, .. } = self.shared?;
         let (blocks, group) = (blocks.get() as usize, group.get() as usize);
-        Some(PanelMap::interleaved(blocks, self.n_lanes() / blocks, self.depth(), group))
+        let (rows, cols) = (self.n_lanes() / blocks, self.depth());
+        Some(PanelMap { blocks, rows, cols, group, col_stride: cols })
     }
 
     /// Whether these are the blocks that share the panels.
@@ -123,6 +124,7 @@ impl Packing {
     pub(crate) fn shares(&self, stack: PanelMap) -> bool {
         let (rows, cols) = if self.lanes == Lanes::Rows { (1, stack.blocks) } else { (stack.blocks, 1) };
         self.shared == Shared::of(stack, self.lanes)
+            && stack.col_stride == stack.cols
             && (self.rows * rows, self.cols * cols) == (stack.rows * stack.blocks, stack.cols * stack.blocks)
     }
 
@@ -131,7 +133,7 @@ impl Packing {
     pub(crate) fn step_map(&self) -> Option<PanelMap> {
         let map = self.shared_map()?;
         let group = self.shared?.step_group.get() as usize;
-        Some(PanelMap::interleaved(map.blocks, map.cols, map.rows, group))
+        Some(PanelMap { rows: map.cols, cols: map.rows, group, col_stride: map.rows, ..map })
     }
 
     /// Block, lane and step of the number at `(row, col)` of the blocks one below the other.

@@ -4,8 +4,9 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::batches::Aligned;
-use super::gemm::{Io, Job, LINE, PanelMap};
+use super::gemm::{Io, Job, LINE};
 use super::packing::{Lanes, PANEL, Packing};
+use super::panel_map::PanelMap;
 use super::simd::{Simd, prefetch, prefetch_near, sums, vectors};
 use super::source::{Source, Stored};
 use crate::matrix::{Op, Update};
@@ -16,7 +17,7 @@ use crate::storage::GROUP;
 pub(super) const AHEAD: usize = 4096;
 
 /// How far ahead narrow numbers are fetched from there into the nearest cache, which waits for few lines at a time.
-pub(super) const CLOSE: usize = 1024;
+const CLOSE: usize = 1024;
 
 /// Weights from which on they are taken to come from memory: fetching ahead gains a quarter there, and costs a sixth in the caches. Numbers that
 /// are decoded lose less by it: half as many suffice.
@@ -55,7 +56,7 @@ pub(super) struct Inputs<T> {
 }
 
 /// `R` batch rows times `V` vectors of lanes, summed over the steps, `U` of them at a time. The vectors are those of `P` panels, one after the
-/// other: a cache is read faster in several streams than in one.
+/// other: a cache is read faster in several streams than in one. `FAR` weights are fetched ahead, in one stream.
 ///
 /// # Safety
 /// The stream lies in its source, which has `SLACK` numbers beyond it; the inputs have `R` rows and `len` steps. Several panels are streamed whole.
@@ -88,16 +89,12 @@ pub(super) unsafe fn tile<
                 ($u:expr) => {{
                     let at = w.at + (k + $u) * w.width;
                     if FAR {
-                        for v in 0..V {
-                            let (panel, lane) = place::<T, S>(v, V / P);
-                            if (lane * W::BYTES).is_multiple_of(LINE) {
-                                let address = w.source.stream_address(at + panel * w.width * w.len + lane);
-                                let address = address.wrapping_add(AHEAD);
-                                prefetch(address);
-                                // A loop that decodes waits for the second-level cache.
-                                if W::BYTES < 4 {
-                                    prefetch_near(address.wrapping_sub(AHEAD - CLOSE));
-                                }
+                        for line in (0..V * S::LANES * W::BYTES).step_by(LINE) {
+                            let address = w.source.stream_address(at).wrapping_add(line);
+                            if W::BYTES < 4 {
+                                prefetch_narrow(address);
+                            } else {
+                                prefetch(address.wrapping_add(AHEAD));
                             }
                         }
                     }
@@ -144,6 +141,13 @@ pub(super) unsafe fn tile<
         }
     }
     totals
+}
+
+/// Fetches narrow numbers of a stream from memory ahead of the use of those at `address`: a loop that decodes waits for the second-level cache.
+#[inline(always)]
+pub(super) fn prefetch_narrow(address: *const u8) {
+    prefetch(address.wrapping_add(AHEAD));
+    prefetch_near(address.wrapping_add(CLOSE));
 }
 
 /// The panel of vector `v`, and its first lane there, where each panel has `vectors`.
@@ -314,60 +318,54 @@ unsafe fn whole_panels<T: Scalar, S: Simd<T>, W: Source, const FAR: bool>(
     let mut stream = Stream { source: job.source, at, width: PANEL, len, scale, scale_width: PANEL };
     // SAFETY: the caller's; the lanes are among the job's outputs.
     unsafe {
-        let first_input = job.x.as_ptr().add(row * job.x.stride() + job.input(block));
+        let first_input = job.x.as_ptr().add(row * job.x.stride() + job.input(block, 0));
         let x = Inputs { first: first_input, row: 0, step: 1 };
         let group = if job.op == Op::Forward { map.group } else { map.cols };
         let mut y = job.y.0.wrapping_add(row * job.y_stride + job.output(block, first));
         let mut left_in_group = group - first % group;
-        // `V` vectors of each of `P` panels.
+        // Some vectors of each of some panels.
         macro_rules! part {
-            ($p:expr, $v:expr, $u:expr) => {{
-                let [sums] = tile::<T, S, W, 1, { $p * $v }, $u, $p, FAR>(simd, stream, x);
-                for v in 0..$p * $v {
-                    let out = y.add(v % $v * S::LANES);
-                    simd.store(out, if overwrite { sums[v] } else { simd.add(simd.load(out), sums[v]) });
-                    if (v + 1) % $v == 0 {
-                        y = y.wrapping_add($v * S::LANES);
-                        left_in_group -= $v * S::LANES;
-                        if left_in_group == 0 {
-                            y = y.wrapping_add((map.blocks - 1) * group);
-                            left_in_group = group;
-                        }
+            ($p:expr, $v:expr, $u:expr, $far:expr) => {{
+                let [sums] = tile::<T, S, W, 1, { $p * $v }, $u, $p, $far>(simd, stream, x);
+                for panel in 0..$p {
+                    for v in 0..$v {
+                        let (out, sum) = (y.add(v * S::LANES), sums[panel * $v + v]);
+                        simd.store(out, if overwrite { sum } else { simd.add(simd.load(out), sum) });
+                    }
+                    y = y.wrapping_add($v * S::LANES);
+                    left_in_group -= $v * S::LANES;
+                    if left_in_group == 0 {
+                        y = y.wrapping_add((map.blocks - 1) * group);
+                        left_in_group = group;
                     }
                 }
                 stream.at += $v * S::LANES;
                 stream.scale += $v * S::LANES;
-                if $v * S::LANES == PANEL {
-                    stream.at += $p * PANEL * len - PANEL;
-                    stream.scale += $p * PANEL * len.div_ceil(GROUP) - PANEL;
-                }
             }};
         }
-        // From memory one stream is enough.
-        let pairs = if S::REGISTERS == 32 && !FAR { lanes / PANEL / 2 } else { 0 };
-        let one_by_one = lanes / PANEL - 2 * pairs;
-        if PANEL == 2 * S::LANES {
-            for _ in 0..pairs {
-                part!(2, 2, 4);
+        // From the lanes of the next panel to where the one after `panels` begins.
+        let advance = |stream: &mut Stream<W>, panels: usize| {
+            stream.at += PANEL * (panels * len - 1);
+            stream.scale += PANEL * (panels * len.div_ceil(GROUP) - 1);
+        };
+        let pairs = if S::REGISTERS == 32 && PANEL <= 4 * S::LANES && !FAR { lanes / PANEL / 2 } else { 0 };
+        for _ in 0..pairs {
+            if PANEL == 2 * S::LANES {
+                part!(2, 2, 4, false);
+            } else {
+                part!(2, 4, 2, false);
             }
-            for _ in 0..one_by_one {
-                part!(1, 2, 4);
-            }
-        } else if PANEL == 4 * S::LANES {
-            for _ in 0..pairs {
-                part!(2, 4, 2);
-            }
-            for _ in 0..one_by_one {
-                part!(1, 4, 2);
-            }
-        } else {
-            for _ in 0..lanes / PANEL {
+            advance(&mut stream, 2);
+        }
+        for _ in 2 * pairs..lanes / PANEL {
+            if PANEL == 2 * S::LANES {
+                part!(1, 2, 4, FAR);
+            } else {
                 for _ in 0..PANEL / S::LANES / 4 {
-                    part!(1, 4, 2);
+                    part!(1, 4, 2, FAR);
                 }
-                stream.at += PANEL * (len - 1);
-                stream.scale += PANEL * (len.div_ceil(GROUP) - 1);
             }
+            advance(&mut stream, 1);
         }
     }
     lanes
@@ -406,7 +404,7 @@ unsafe fn panel<
         let first = job.x.as_ptr().add(row * job.x.stride());
         for k in (0..depth).step_by(most) {
             let len = most.min(depth - k);
-            let at_rest = if apart { 0 } else { job.input(block) + k };
+            let at_rest = if apart { 0 } else { job.input(block, k) };
             let mut x = Inputs { first: first.add(at_rest), row: job.x.stride(), step: 1 };
             if apart {
                 for r in 0..R {
@@ -531,9 +529,8 @@ unsafe fn steps<T: Scalar, S: Simd<T>, W: Source>(simd: S, job: &Job<'_, T, W>, 
                 for first in (0..n_lanes).step_by(GATHERED) {
                     let count = GATHERED.min(n_lanes - first);
                     for i in 0..count.next_multiple_of(PANEL) {
-                        let feature =
-                            |i| if forward { map.col_feature(block, i) } else { map.row_feature(block, i) };
-                        *x.add(i) = if i < count { *input.add(feature(first + i)) } else { T::default() };
+                        *x.add(i) =
+                            if i < count { *input.add(job.input(block, first + i)) } else { T::default() };
                     }
                     let overwrite = first == 0 && job.update == Update::Overwrite;
                     let mut step = job.outputs.start;

@@ -97,10 +97,10 @@ unsafe fn dot<
     let cols = job.map.cols;
     let source_row = job.first + block * job.map.rows + row;
     let mut sums = [[[simd.zero(); U]; B]; R];
-    // SAFETY: `b + B <= batch`, `row + R <= map.rows`; `x` rows hold `blocks * cols` numbers.
+    // SAFETY: `b + B <= batch`, `row + R <= map.rows`; `x` rows hold the columns of all blocks.
     unsafe {
         let x: [*const T; B] =
-            std::array::from_fn(|i| job.x.as_ptr().add((b + i) * job.x.stride() + job.input(block)));
+            std::array::from_fn(|i| job.x.as_ptr().add((b + i) * job.x.stride() + job.input(block, 0)));
         let mut j = 0;
         while j + U * S::LANES <= cols {
             for u in 0..U {
