@@ -6,7 +6,7 @@ mod fit;
 pub use complex::ComplexMonarch;
 
 use crate::error::{Error, Result};
-use crate::exec::Workspace;
+use crate::exec::{Policy, Workspace};
 use crate::gradient::{Differentiate, Stage, stage_gradients};
 use crate::kernels::{PanelMap, interleave};
 use crate::linalg::Threads;
@@ -16,10 +16,14 @@ use crate::projection::{Family, Fit, Objective, Request, Run, scale_outputs};
 use crate::random::Gaussian;
 use crate::scalar::Scalar;
 use crate::storage::{Factor, Storage};
+use crate::structures::shares::Shares;
 use crate::structures::stack::{multiply_padded, padded_scratch_len};
 use ndarray::{Array2, Array3, ArrayRef2, ArrayRef3};
 use serde::{Deserialize, Serialize};
 use std::marker::PhantomData;
+
+/// Multiply-adds that take as long as an output that is dealt out.
+const DEALT: usize = 2;
 
 /// How the rows of a grid are shared between its block rows.
 pub trait RowOrder: std::fmt::Debug + Clone + Copy + Default + PartialEq + Send + Sync + 'static {
@@ -261,7 +265,11 @@ impl<T: Scalar, R: RowOrder> Multiply<T> for BlockGrid<R> {
             let (mut blocks, _) = work.matrix(y.rows(), j * s);
             let (map, to) = (PanelMap::contiguous(j, s, cols), blocks.reborrow());
             second.multiply_blocks(map, op, inner.as_rows(), to, Update::Overwrite, policy);
-            return interleave(j, blocks.as_rows(), y, update, policy);
+            // Threads share the rows.
+            let numbers = y.rows().saturating_mul(y.cols());
+            let tasks = policy.tasks(numbers.saturating_mul(DEALT));
+            let (shares, Policy { level, .. }) = Shares::deal(tasks, y.rows().max(1), policy);
+            return shares.run(blocks.as_rows(), y, &mut [], &|x, y, _| interleave(j, x, y, update, level));
         }
         multiply_padded(second, second_map, op, inner.as_rows(), y, update, work);
     }
