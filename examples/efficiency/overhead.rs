@@ -32,12 +32,13 @@ impl Kernels {
     fn of(matrix: &dyn StructuredMatrix) -> Option<Self> {
         let parts = matrix.parts();
         let factor = |name: &str| parts.factors().find(|(n, _)| *n == name).map(|(_, factor)| factor.clone());
-        let map = |f: &Factor| PanelMap::interleaved(f.blocks(), f.rows(), f.cols(), f.rows());
-        let dealt = |f: &Factor| PanelMap::interleaved(f.blocks(), f.rows(), f.cols(), 1);
-        let (u, v) = (factor("u")?, factor("v")?);
         // Both stages of a Monarch matrix of rank one deal their rows out.
-        let maps = if u.blocks() > 1 { [dealt(&v), dealt(&u)] } else { [map(&v), map(&u)] };
-        Some(Self { stages: [(v, maps[0]), (u, maps[1])] })
+        let stage = |f: Factor| {
+            let (blocks, rows, cols) = f.shape();
+            let group = if blocks > 1 { 1 } else { rows };
+            (f, PanelMap::interleaved(blocks, rows, cols, group))
+        };
+        Some(Self { stages: [stage(factor("v")?), stage(factor("u")?)] })
     }
 
     fn multiply(&self, x: &Vector, inner: &mut Vector, y: &mut Vector, policy: Policy) {

@@ -23,7 +23,7 @@ pub struct Mix<'a, T> {
     /// Number of blocks of the inputs and of the outputs, each as wide as the columns.
     pub(crate) blocks: (usize, usize),
     /// Numbers from the first of a block to that of the next.
-    pub(crate) apart: usize,
+    pub(crate) block_stride: usize,
     /// Columns of the source that take part.
     pub(crate) columns: Range<usize>,
     pub(crate) strides: (usize, usize),
@@ -36,11 +36,11 @@ pub struct Mix<'a, T> {
 
 /// Computes it. Panics when the operands do not fit.
 pub(crate) fn mix<T: Scalar, W: Source>(source: W, mix: Mix<'_, T>) {
-    let Mix { blocks: (inputs, outputs), apart, columns, strides, packing, x, mut y, policy } = mix;
+    let Mix { blocks: (inputs, outputs), block_stride, columns, strides, packing, x, mut y, policy } = mix;
     let cols = columns.len();
     assert!(between_panels(columns.clone(), source.cols()), "columns are cut between panels");
-    assert!(cols <= apart && x.rows() == y.rows());
-    assert!(x.cols() == inputs * apart && y.cols() == outputs * apart);
+    assert!(cols <= block_stride && x.rows() == y.rows());
+    assert!(x.cols() == inputs * block_stride && y.cols() == outputs * block_stride);
     assert!(
         inputs == 0 || outputs == 0 || (inputs - 1) * strides.0 + (outputs - 1) * strides.1 < source.rows()
     );
@@ -52,7 +52,7 @@ pub(crate) fn mix<T: Scalar, W: Source>(source: W, mix: Mix<'_, T>) {
     let job = Job {
         source,
         inputs,
-        apart,
+        block_stride,
         columns,
         strides,
         packing,
@@ -69,7 +69,7 @@ pub(crate) fn mix<T: Scalar, W: Source>(source: W, mix: Mix<'_, T>) {
 struct Job<'a, T, W> {
     source: W,
     inputs: usize,
-    apart: usize,
+    block_stride: usize,
     columns: Range<usize>,
     strides: (usize, usize),
     packing: Option<Packing>,
@@ -200,14 +200,14 @@ unsafe fn tile<
     b: usize,
 ) {
     let (source, Columns { first, at, stride, scale }) = (job.source, columns);
-    let (apart, left) = (job.apart, job.columns.end - first);
+    let (block_stride, left) = (job.block_stride, job.columns.end - first);
     // Where the column lies in a block.
     let inside = first - job.columns.start;
     let mut sums = [[[simd.zero(); V]; B]; Q];
     // SAFETY: the caller's; packed sources have numbers beyond the last one.
     unsafe {
         for p in 0..job.inputs {
-            let x = job.x.as_ptr().add(b * job.x.stride() + p * apart + inside);
+            let x = job.x.as_ptr().add(b * job.x.stride() + p * block_stride + inside);
             let mut xs = [[simd.zero(); V]; B];
             for i in 0..B {
                 xs[i] = vectors(simd, |v| {
@@ -244,7 +244,8 @@ unsafe fn tile<
         for k in 0..Q {
             for i in 0..B {
                 for v in 0..V {
-                    let y = job.y.0.add((b + i) * job.y_stride + (q + k) * apart + inside + v * S::LANES);
+                    let y =
+                        job.y.0.add((b + i) * job.y_stride + (q + k) * block_stride + inside + v * S::LANES);
                     let left = left - v * S::LANES;
                     let sum = sums[k][i][v];
                     if left >= S::LANES { simd.store(y, sum) } else { simd.store_part(y, sum, left) }
@@ -275,24 +276,24 @@ mod tests {
     ) {
         let ((matrices, rows, _), cols) = (factor.shape(), columns.len());
         let (outputs, inputs) = op.order(matrices, rows);
-        let apart = cols + gap;
-        let (x_stride, y_stride) = (inputs * apart + 3, outputs * apart + 1);
+        let block_stride = cols + gap;
+        let (x_stride, y_stride) = (inputs * block_stride + 3, outputs * block_stride + 1);
         let x: Vec<T> = (0..batch * x_stride).map(|i| T::narrow(number(i + 5))).collect();
         let mut y = vec![T::narrow(f64::NAN); batch * y_stride];
         let (xs, ys) = (
-            Rows::new(&x, batch, inputs * apart, x_stride),
-            RowsMut::new(&mut y, batch, outputs * apart, y_stride),
+            Rows::new(&x, batch, inputs * block_stride, x_stride),
+            RowsMut::new(&mut y, batch, outputs * block_stride, y_stride),
         );
-        factor.mix_columns(columns.clone(), apart, op, xs, ys, policy);
+        factor.mix_columns(columns.clone(), block_stride, op, xs, ys, policy);
         for (b, q, j) in
             (0..batch).flat_map(|b| (0..outputs).flat_map(move |q| (0..cols).map(move |j| (b, q, j))))
         {
             let term = |p: usize| {
                 let (matrix, row) = op.order(q, p);
-                factor.get(matrix, row, columns.start + j) * x[b * x_stride + p * apart + j].widen()
+                factor.get(matrix, row, columns.start + j) * x[b * x_stride + p * block_stride + j].widen()
             };
             let (sum, size) = (0..inputs).map(term).fold((0.0, 0.0), |(s, a), t| (s + t, a + f64::abs(t)));
-            let got = y[b * y_stride + q * apart + j].widen();
+            let got = y[b * y_stride + q * block_stride + j].widen();
             assert!(
                 (got - sum).abs() <= 1e-6 * size,
                 "{:?} {op:?} {policy:?}: row {b}, {q}, {j}",
@@ -300,7 +301,7 @@ mod tests {
             );
         }
         // Nothing is written between the rows and the blocks.
-        let written = |i: usize| i % y_stride < outputs * apart && i % y_stride % apart < cols;
+        let written = |i: usize| i % y_stride < outputs * block_stride && i % y_stride % block_stride < cols;
         assert!(y.iter().enumerate().all(|(i, y)| written(i) != y.widen().is_nan()));
     }
 

@@ -580,12 +580,12 @@ impl Factor {
         self.mix_columns(0..self.cols, self.cols, op, x, y, policy);
     }
 
-    /// The same with columns `columns` alone, which blocks of `x` and `y` are as wide as; the next block starts `apart` numbers after the first one of a
-    /// block. Columns start at a multiple of [`PANEL`](crate::kernels::PANEL), and end at one or at the last.
+    /// The same with columns `columns` alone, which blocks of `x` and `y` are as wide as; each block starts `block_stride` numbers after the one
+    /// before. Columns start at a multiple of [`PANEL`](crate::kernels::PANEL), and end at one or at the last.
     pub(crate) fn mix_columns<T: Scalar>(
         &self,
         columns: Range<usize>,
-        apart: usize,
+        block_stride: usize,
         op: Op,
         x: Rows<'_, T>,
         y: RowsMut<'_, T>,
@@ -594,7 +594,10 @@ impl Factor {
         let (outputs, inputs) = op.order(self.blocks, self.rows);
         let strides = op.order((1, self.rows), (self.rows, 1)).0;
         let packing = self.packing;
-        T::mix(self, Mix { blocks: (inputs, outputs), apart, columns, strides, packing, x, y, policy });
+        T::mix(
+            self,
+            Mix { blocks: (inputs, outputs), block_stride, columns, strides, packing, x, y, policy },
+        );
     }
 
     pub(crate) fn panels<T: Scalar>(&self, product: PanelProduct<'_, T>) {

@@ -284,41 +284,41 @@ impl Blast {
 
     /// Scratch of one share of a batch.
     fn share_len(&self, batch: usize) -> usize {
-        let ((b1, b2), apart) = (self.blocks(), self.apart(self.ranks_at_once(batch)));
+        let ((b1, b2), stride) = (self.blocks(), self.block_stride(self.ranks_at_once(batch)));
         let side = |blocks: usize| {
-            Workspace::<f32>::matrix_len(batch.min(ROWS_AT_ONCE), blocks.saturating_mul(apart))
+            Workspace::<f32>::matrix_len(batch.min(ROWS_AT_ONCE), blocks.saturating_mul(stride))
         };
         side(b1).saturating_add(side(b2))
     }
 
     /// Scratch from one block to the next where each has `ranks` numbers: vectors of them are aligned, but where blocks share panels.
-    fn apart(&self, ranks: usize) -> usize {
+    fn block_stride(&self, ranks: usize) -> usize {
         let shared = self.u.is_shared() || self.v.is_shared();
         if shared { ranks } else { ranks.next_multiple_of(SCRATCH_ALIGN) }
     }
 
     fn multiply_ranks<T: Scalar>(&self, ranks: Range<usize>, operands: Operands<'_, T>) {
         let Operands { op, x, y, update, work } = operands;
-        let (batch, apart, policy) = (x.rows(), self.apart(ranks.len()), work.policy);
+        let (batch, stride, policy) = (x.rows(), self.block_stride(ranks.len()), work.policy);
         // From the features of one side, in `sources` blocks, to those of the other, in `targets` blocks.
         let (first, second) = op.order(&self.v, &self.u);
         let (b1, b2) = self.blocks();
         let (sources, targets) = op.order(b2, b1);
-        let (mut z, rest) = work.matrix(batch, sources * apart);
-        let (mut a, _) = rest.matrix(batch, targets * apart);
+        let (mut z, rest) = work.matrix(batch, sources * stride);
+        let (mut a, _) = rest.matrix(batch, targets * stride);
         let product = (Op::Transpose, Update::Overwrite);
-        multiply_side(first, sources, (ranks.clone(), apart), product, x, z.reborrow(), policy);
-        self.s.mix_columns(ranks.clone(), apart, op, z.as_rows(), a.reborrow(), policy);
-        multiply_side(second, targets, (ranks, apart), (Op::Forward, update), a.as_rows(), y, policy);
+        multiply_side(first, sources, (ranks.clone(), stride), product, x, z.reborrow(), policy);
+        self.s.mix_columns(ranks.clone(), stride, op, z.as_rows(), a.reborrow(), policy);
+        multiply_side(second, targets, (ranks, stride), (Op::Forward, update), a.as_rows(), y, policy);
     }
 }
 
-/// Each block of features of one side's `factor` with some of its ranks, which are as many inputs or outputs for every block and start `apart` from
-/// those of the next.
+/// Each block of features of one side's `factor` with some of its ranks, which are as many inputs or outputs for every block and start `stride`
+/// after those of the one before.
 fn multiply_side<T: Scalar>(
     factor: &Factor,
     blocks: usize,
-    (ranks, apart): (Range<usize>, usize),
+    (ranks, stride): (Range<usize>, usize),
     (op, update): (Op, Update),
     x: Rows<'_, T>,
     mut y: RowsMut<'_, T>,
@@ -326,13 +326,13 @@ fn multiply_side<T: Scalar>(
 ) {
     let (features, width) = (factor.rows(), ranks.len());
     if features.is_multiple_of(blocks) {
-        let map = PanelMap::contiguous(blocks, features / blocks, width).with_col_stride(apart);
+        let map = PanelMap::contiguous(blocks, features / blocks, width).with_col_stride(stride);
         return factor.multiply_part(0, ranks.start, map, op, x, y, update, policy);
     }
     for block in 0..blocks {
         let rows = block_range(block, blocks, features);
         let map = PanelMap::contiguous(1, rows.len(), width);
-        let (outputs, inputs) = op.order(rows.clone(), block * apart..block * apart + width);
+        let (outputs, inputs) = op.order(rows.clone(), block * stride..block * stride + width);
         let (x, y) = (x.columns(inputs), y.reborrow().columns(outputs));
         factor.multiply_part(rows.start, ranks.start, map, op, x, y, update, policy);
     }
